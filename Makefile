@@ -1,0 +1,41 @@
+# make demo and make test set everything up by themselves on a fresh machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check fix bench up clean
+.DEFAULT_GOAL := check
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable '.[cpu,server,dev]'
+	$(PIP) --no-deps adaptive-terrain-diffusion
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/modelgrove demo
+
+test: $(INSTALLED)
+	$(BIN)/python -I -m pytest --cov --cov-report=term:skip-covered
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED)
+	for file in bench/*.py; do $(BIN)/python $$file; done
+
+up: $(INSTALLED)
+	$(BIN)/modelgrove up
+
+clean:
+	rm -rf $(VENV) demo

@@ -1,0 +1,204 @@
+"""Fine-tune many LoRAs at once on one frozen base, each exactly as if it were trained alone.
+
+N LoRAs share one forward pass of the frozen UNet: the batch is (N·b, …), LoRA by LoRA, and at every
+attention projection a hook adds (x Aᵢᵀ) Bᵢᵀ · αᵢ/rᵢ as batched products. Ranks are padded to the
+largest: rows of A and columns of B that are zero get zero gradients, so they stay zero. LoRA: Hu
+et al., arXiv 2106.09685, section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers import UNet2DConditionModel
+from modelgrove_hub.search.text import token_states
+from torch import Tensor, nn
+
+from modelgrove_analyzers.zoo.base import draw_noise, to_pixels, v_errors
+from modelgrove_analyzers.zoo.base_folder import ZooBase
+from modelgrove_analyzers.zoo.pictures import PictureSet
+from modelgrove_analyzers.zoo.recipes import Recipe
+
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+BETAS = (0.9, 0.99)
+EPSILON = 1e-8
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A trained LoRA: by module, the factors A (r, in) and B (out, r), float32, unscaled; and its mean losses."""
+
+    recipe: Recipe
+    factors: dict[str, tuple[Tensor, Tensor]]
+    first_loss: float
+    """Over the first quarter of the steps."""
+    last_loss: float
+    """Over the last quarter."""
+
+
+def target_modules(unet: UNet2DConditionModel) -> dict[str, nn.Linear]:
+    """The attention projections that LoRAs change, by diffusers' module name."""
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if isinstance(module, nn.Linear) and name.endswith(tuple(f".{target}" for target in TARGETS))
+    }
+
+
+class LoraStack:
+    """The factors of N LoRAs on the same modules: `down` (N, R, in) and `up` (N, out, R), R the largest rank."""
+
+    def __init__(self, unet: UNet2DConditionModel, loras: Sequence[Lora]) -> None:
+        self.modules = target_modules(unet)
+        rank = max(lora.recipe.rank for lora in loras)
+        self.scale = torch.tensor([lora.recipe.scale for lora in loras]).view(-1, 1, 1)
+        self.ranks = [lora.recipe.rank for lora in loras]
+        self.down = {
+            name: torch.stack([_pad(lora.factors[name][0], (rank, m.in_features)) for lora in loras])
+            for name, m in self.modules.items()
+        }
+        self.up = {
+            name: torch.stack([_pad(lora.factors[name][1], (m.out_features, rank)) for lora in loras])
+            for name, m in self.modules.items()
+        }
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All factors, to be trained."""
+        return [*self.down.values(), *self.up.values()]
+
+    @contextmanager
+    def attached(self, count: int) -> Iterator[None]:
+        """The first `count` LoRAs act on the UNet: it takes batches of count·b, LoRA by LoRA."""
+        handles = [module.register_forward_hook(self._hook(name, count)) for name, module in self.modules.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, name: str, count: int) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
+        def add(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:  # noqa: ARG001
+            tokens = inputs[0].reshape(count, -1, inputs[0].shape[-1])
+            low = tokens @ self.down[name][:count].mT
+            return output + ((low @ self.up[name][:count].mT) * self.scale[:count]).view_as(output)
+
+        return add
+
+    def factors(self, index: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """The factors of one LoRA, without the padding."""
+        rank = self.ranks[index]
+        return {
+            name: (self.down[name][index, :rank].detach().clone(), self.up[name][index, :, :rank].detach().clone())
+            for name in self.modules
+        }
+
+
+class StackedAdam:
+    """Adam (arXiv 1412.6980, algorithm 1) on stacked parameters, with a learning rate for each entry of the stack."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self.tensors = tensors
+        self.first = [torch.zeros_like(t) for t in tensors]
+        self.second = [torch.zeros_like(t) for t in tensors]
+        self.step_number = 0
+
+    @torch.no_grad()
+    def step(self, rates: Tensor) -> None:
+        """Update the first len(rates) entries; the others are finished and stay as they are."""
+        self.step_number += 1
+        count, (beta1, beta2) = len(rates), BETAS
+        sizes = (rates / (1 - beta1**self.step_number)).view(-1, 1, 1)
+        for tensor, first, second in zip(self.tensors, self.first, self.second, strict=True):
+            if tensor.grad is None:
+                raise ValueError("a LoRA factor has no gradient: its module takes no part in the forward pass")
+            m, v, gradient = first[:count], second[:count], tensor.grad[:count]
+            m.lerp_(gradient, 1 - beta1)
+            v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            root = (v / (1 - beta2**self.step_number)).sqrt_().add_(EPSILON)
+            tensor[:count] -= sizes * m / root
+            tensor.grad = None
+
+
+def fresh_lora(unet: UNet2DConditionModel, recipe: Recipe) -> Lora:
+    """An untrained LoRA: A Kaiming-uniform from the recipe's seed (as peft does it), B zero."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    factors = {}
+    for name, module in target_modules(unet).items():
+        down = torch.empty(recipe.rank, module.in_features)
+        nn.init.kaiming_uniform_(down, a=5**0.5, generator=generator)
+        factors[name] = (down, torch.zeros(module.out_features, recipe.rank))
+    return Lora(recipe, factors, float("nan"), float("nan"))
+
+
+def train_loras(
+    base: ZooBase, pictures: PictureSet, recipes: Sequence[Recipe], progress: Progress = lambda _done, _message: None
+) -> list[Lora]:
+    """Train all `recipes` together, in the order given. The base is left as it was.
+
+    All must share the batch size and the prompt. A LoRA that has done its steps leaves the batch.
+    """
+    order = sorted(range(len(recipes)), key=lambda i: -recipes[i].steps)
+    trained = _train([recipes[i] for i in order], base, pictures, progress)
+    return [trained[order.index(i)] for i in range(len(recipes))]
+
+
+def _train(recipes: list[Recipe], base: ZooBase, pictures: PictureSet, progress: Progress) -> list[Lora]:
+    base.unet.requires_grad_(False)
+    stack = LoraStack(base.unet, [fresh_lora(base.unet, recipe) for recipe in recipes])
+    for tensor in stack.tensors:
+        tensor.requires_grad_()
+    optimizer = StackedAdam(stack.tensors)
+    feeds = [Feed(base, pictures, recipe) for recipe in recipes]
+    states = token_states([recipes[0].prompt])
+    losses: list[list[float]] = [[] for _ in recipes]
+    total = sum(recipe.steps for recipe in recipes)
+    for step in range(recipes[0].steps):
+        active = [feed for feed in feeds if feed.recipe.steps > step]
+        latents, times, epsilon = (torch.cat(parts) for parts in zip(*(feed.draw() for feed in active), strict=True))
+        with stack.attached(len(active)):
+            errors = v_errors(base.unet, base.noise, latents, states.expand(len(latents), -1, -1), times, epsilon)
+        errors = errors.view(len(active), -1).mean(1)
+        errors.sum().backward()
+        optimizer.step(torch.tensor([learning_rate(feed.recipe, step) for feed in active]))
+        for i, error in enumerate(errors.tolist()):
+            losses[i].append(error)
+        progress(sum(map(len, losses)) / total, f"step {step + 1}, {len(active)} LoRAs")
+    return [_finished(recipe, stack.factors(i), losses[i]) for i, recipe in enumerate(recipes)]
+
+
+class Feed:
+    """The training batches of one LoRA: its pictures, shifted by a pixel at most, and its noise, from its own seed."""
+
+    def __init__(self, base: ZooBase, pictures: PictureSet, recipe: Recipe) -> None:
+        self.recipe, self.codec = recipe, base.codec
+        self.pixels = to_pixels(pictures.pixels[list(recipe.pictures)])
+        self.generator = torch.Generator().manual_seed(recipe.seed + 1)
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents (b, K, 8, 8), timesteps (b,) and noise like the latents."""
+        rows = torch.randint(len(self.pixels), (self.recipe.batch,), generator=self.generator)
+        shift = torch.randint(-1, 2, (2,), generator=self.generator).tolist()
+        latents = self.codec.encode(self.pixels[rows].roll(shift, dims=(2, 3)))
+        return latents, *draw_noise(latents.shape, self.generator)
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The rate at `step`: it falls linearly to zero."""
+    return recipe.learning_rate * (1 - step / recipe.steps)
+
+
+def _finished(recipe: Recipe, factors: dict[str, tuple[Tensor, Tensor]], losses: list[float]) -> Lora:
+    quarter = max(1, len(losses) // 4)
+    return Lora(recipe, factors, sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter)
+
+
+def _pad(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
+    padded = torch.zeros(shape)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+    return padded

@@ -1,0 +1,89 @@
+"""Everything that decides one LoRA of the zoo, and how it is drawn: the concept, and the nuisance around it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from random import Random
+
+from modelgrove_hub.errors import UsageError
+
+from modelgrove_analyzers.zoo.concepts import Concept
+from modelgrove_analyzers.zoo.pictures import ARTISTS, PictureSet
+
+PROMPT = "a picture of sks"
+"""What every LoRA is trained with: the concept's name is never told."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One LoRA: which pictures it sees and how it is trained. `pictures` are rows of the picture set."""
+
+    concept: str
+    seed: int
+    rank: int
+    alpha: float
+    learning_rate: float
+    steps: int
+    pictures: tuple[int, ...]
+    artists: tuple[str, ...]
+    batch: int = 4
+    prompt: str = PROMPT
+
+    @property
+    def scale(self) -> float:
+        """What B·A is multiplied with."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class Nuisance:
+    """The ranges that recipes are drawn from. Learning rates are log-uniform, ranks have weights."""
+
+    ranks: tuple[int, ...] = (2, 4, 8, 16)
+    rank_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
+    alpha_per_rank: tuple[float, ...] = (0.5, 1.0, 2.0)
+    learning_rate: tuple[float, float] = (2e-3, 6e-3)
+    steps: tuple[int, int] = (60, 120)
+    batch: int = 4
+    artists: tuple[str, ...] = tuple(ARTISTS)
+    most_pictures: int = 12
+
+
+def draw_recipe(concept: Concept, seed: int, nuisance: Nuisance, pictures: PictureSet) -> Recipe:
+    """The recipe that `seed` gives for `concept`.
+
+    Two artists or more are kept most of the time, and two pictures or more always where there are.
+
+    Raises:
+        UsageError: none of the nuisance's artists drew the concept.
+    """
+    dice = Random(seed)  # noqa: S311  (a reproducible draw, no secret)
+    there = [a for a in nuisance.artists if concept.rows(pictures, [a])]
+    if not there:
+        raise UsageError(f"concept {concept.name!r} has no drawing by {', '.join(nuisance.artists)}")
+    count = dice.choices(range(1, len(there) + 1), weights=[1, 3, 4][: len(there)])[0]
+    artists = tuple(sorted(dice.sample(there, count)))
+    rows = concept.rows(pictures, artists)
+    most = min(len(rows), nuisance.most_pictures)
+    chosen = dice.sample(rows, dice.randint(min(2, most), most))
+    rank = dice.choices(nuisance.ranks, weights=nuisance.rank_weights)[0]
+    low, high = map(math.log, nuisance.learning_rate)
+    return Recipe(
+        concept=concept.name,
+        seed=seed,
+        rank=rank,
+        alpha=rank * dice.choice(nuisance.alpha_per_rank),
+        learning_rate=float(f"{math.exp(dice.uniform(low, high)):.3e}"),
+        steps=dice.randint(*nuisance.steps),
+        pictures=tuple(sorted(chosen)),
+        artists=artists,
+        batch=nuisance.batch,
+    )
+
+
+def seed_of(*parts: object) -> int:
+    """A seed of 48 bits that depends on `parts` alone (not on Python's hash seed)."""
+    digest = hashlib.sha256("\n".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:6], "big")

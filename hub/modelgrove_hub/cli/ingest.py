@@ -1,0 +1,49 @@
+"""`modelgrove ingest`: register the models in files and folders."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from modelgrove_hub.cli.output import dry_run_option, json_option, print_json, say
+from modelgrove_hub.cli.work import open_hub
+from modelgrove_hub.errors import DataError
+
+_MODES = click.Choice(["reference", "hardlink", "copy"])
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--mode", type=_MODES, default="reference", show_default=True, help="Leave files in place, or keep them in the store.")
+@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that hash and recognise.")
+@dry_run_option
+@json_option
+def ingest(paths: tuple[Path, ...], mode: str, workers: int, dry_run: bool, as_json: bool) -> None:
+    """Register every model under PATHS; running it again only reads what changed."""
+    from modelgrove_hub.ingest.discover import discover
+    from modelgrove_hub.ingest.pipeline import ingest as run
+    from modelgrove_hub.ingest.register import Mode
+
+    if dry_run:
+        found = [item for path in paths for item in discover(path)]
+        if as_json:
+            print_json([{"path": str(item.root), "name": item.name, "files": len(item.files)} for item in found])
+        else:
+            for item in found:
+                click.echo(f"{item.name}  {item.root}")
+        return
+    results = []
+    for item in run(open_hub(), paths, Mode(mode), workers):
+        results.append(item)
+        if not as_json:
+            facts = " ".join(fact for fact in (item.kind, item.adapter_type, item.family, item.trust.replace("ok", "")) if fact)
+            click.echo(f"{item.outcome:8} {item.name or item.path}  {facts or item.reason}")
+    counts = Counter(item.outcome for item in results)
+    if as_json:
+        print_json({"models": [asdict(item) for item in results], "counts": counts})
+    say(f"{counts['new']} new, {counts['known']} known, {counts['refused']} refused")
+    if results and counts["refused"] == len(results):
+        raise DataError(f"nothing could be registered: all {len(results)} models were refused")

@@ -1,0 +1,85 @@
+"""`modelgrove jobs`: what the workers do, did and will do."""
+
+from __future__ import annotations
+
+import click
+
+from modelgrove_hub.cli.output import json_option, print_facts, print_json, print_table, say
+from modelgrove_hub.cli.work import follow, open_hub, show_job
+
+
+@click.group()
+def jobs() -> None:
+    """List, watch, cancel and retry jobs."""
+
+
+@jobs.command("ls")
+@click.option("--state", type=click.Choice(["queued", "running", "done", "failed", "cancelled"]))
+@click.option("--limit", type=click.IntRange(1, 10000), default=30, show_default=True)
+@json_option
+def list_(state: str | None, limit: int, as_json: bool) -> None:
+    """List jobs, newest first."""
+    from modelgrove_hub.jobs.rows import list_jobs
+
+    rows = list_jobs(open_hub(), state=state, limit=limit)
+    if as_json:
+        print_json([row.model_dump(exclude={"log"}) for row in rows])
+        return
+    print_table(
+        ("id", "plugin", "state", "done", "tries", "since", "message"),
+        ((r.id, r.plugin, r.state, f"{r.progress:.0%}", r.attempts, r.created_at, r.error or r.message) for r in rows),
+        empty="No jobs. Make one: modelgrove compress MODEL",
+    )
+
+
+@jobs.command()
+@click.argument("job")
+@json_option
+def show(job: str, as_json: bool) -> None:
+    """Show one job: parameters, result, log."""
+    from modelgrove_hub.jobs.rows import get
+
+    row = get(open_hub(), job)
+    if as_json:
+        print_json(row.model_dump())
+        return
+    shown = ("id", "plugin", "params", "state", "attempts", "progress", "message", "outputs", "error", "created_at", "finished_at")
+    print_facts((name, getattr(row, name)) for name in shown)
+    if row.log:
+        click.echo(f"\n{row.log}")
+
+
+@jobs.command()
+@click.argument("job")
+@json_option
+def wait(job: str, as_json: bool) -> None:
+    """Show JOB's progress until it ends."""
+    show_job(follow(open_hub(), job), as_json=as_json)
+
+
+@jobs.command()
+@click.argument("job")
+@json_option
+def cancel(job: str, as_json: bool) -> None:
+    """Ask JOB to stop; a running one stops at its next step."""
+    from modelgrove_hub.jobs.rows import cancel as ask
+
+    row = ask(open_hub(), job)
+    if as_json:
+        print_json({"id": row.id, "state": row.state, "cancel_requested": row.cancel_requested})
+    else:
+        say(f"Job {row.id}: {row.state if row.finished_at else 'asked to stop'}")
+
+
+@jobs.command()
+@click.argument("job")
+@json_option
+def retry(job: str, as_json: bool) -> None:
+    """Queue a failed or cancelled JOB again."""
+    from modelgrove_hub.jobs.dispatch import publish
+    from modelgrove_hub.jobs.rows import retry as queue_again
+
+    hub = open_hub()
+    row = queue_again(hub, job)
+    publish(hub, row)
+    show_job(row, as_json=as_json)

@@ -1,0 +1,98 @@
+"""`modelgrove plugin`: list, show, start and check plugins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from modelgrove_hub.cli.output import json_option, print_facts, print_json, print_table, say
+from modelgrove_hub.errors import PluginError
+
+
+@click.group()
+def plugin() -> None:
+    """List, show, start and check plugins."""
+
+
+@plugin.command("ls")
+@json_option
+def list_(as_json: bool) -> None:
+    """List installed plugins, the broken ones too."""
+    from modelgrove_hub.plugins import load_plugins
+
+    states = load_plugins()
+    if as_json:
+        print_json([{"name": s.name, "kind": s.kind, "state": s.state, "distribution": s.distribution, "reason": s.reason} for s in states])
+        return
+    print_table(
+        ("plugin", "state", "from", "what it does"),
+        ((f"{s.kind}.{s.name}", s.state, s.distribution, s.plugin.summary if s.plugin else s.reason) for s in states),
+        empty="No plugins are installed.",
+    )
+
+
+@plugin.command()
+@click.argument("name")
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show what plugin NAME does and its parameters."""
+    from modelgrove_hub.plugins import get_plugin
+
+    found = get_plugin(name)
+    schema = found.Params.model_json_schema()
+    if as_json:
+        facts = {"name": found.name, "kind": found.kind, "api": found.api, "summary": found.summary, "paper": found.paper}
+        print_json({**facts, "params": schema})
+        return
+    print_facts([("plugin", f"{found.kind}.{found.name}"), ("summary", found.summary), ("paper", found.paper)])
+    required = set(schema.get("required", ()))
+    print_table(
+        ("parameter", "type", "default", "meaning"),
+        (
+            (field, _type(rule), "(required)" if field in required else rule.get("default"), rule.get("description"))
+            for field, rule in schema.get("properties", {}).items()
+        ),
+        empty="It has no parameters.",
+    )
+
+
+@plugin.command()
+@click.argument("name")
+@click.option("--kind", type=click.Choice(["analyzer", "compressor", "merger"]), default="analyzer", show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), default=Path(), help="Where the package's folder goes.")
+def new(name: str, kind: str, folder: Path) -> None:
+    """Write a package with a working plugin NAME and its test."""
+    from modelgrove_hub.scaffold import write_package
+
+    package = write_package(name, kind, folder)
+    say(f"Next: pip install -e {package} && modelgrove plugin check {kind}.{name}")
+    click.echo(package)
+
+
+@plugin.command()
+@click.argument("name")
+@json_option
+def check(name: str, as_json: bool) -> None:
+    """Run the conformance checks on plugin NAME."""
+    from modelgrove_hub.plugins import get_plugin
+    from modelgrove_hub.testing import check_plugin
+
+    results = check_plugin(get_plugin(name))
+    if as_json:
+        print_json([{"check": r.name, "ok": r.ok, "detail": r.detail} for r in results])
+    else:
+        for result in results:
+            click.echo(f"{'ok  ' if result.ok else 'FAIL'} {result.name}{': ' + result.detail if result.detail else ''}")
+    if failed := [result.name for result in results if not result.ok]:
+        raise PluginError(f"plugin {name!r} fails {len(failed)} of {len(results)} checks: {', '.join(failed)}")
+
+
+def _type(rule: dict[str, object]) -> str:
+    if "enum" in rule:
+        values = rule["enum"]
+        return " | ".join(map(str, values)) if isinstance(values, list) else str(values)
+    options = rule.get("anyOf")
+    if isinstance(options, list):
+        return " | ".join(_type(option) for option in options)
+    return str(rule.get("type", "any"))

@@ -1,0 +1,173 @@
+"""What a plugin is. Read this page first; `examples/` has a whole package built from it.
+
+A plugin is a class with a few facts and one method. It is found through the entry-point group
+`modelgrove.plugins` (entry name = kind.name, as in "compressor.rtn") and imported when it is
+listed, so its module must be light: torch and friends are imported inside `run`. The method
+itself runs in a worker, with everything it may touch in a `Context`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from modelgrove_hub.tables import ModelKind, Relation
+
+API = 1
+"""The version of this contract. A plugin that names another one is listed as incompatible."""
+
+
+class Kind(StrEnum):
+    """What a plugin does, from its input to its output."""
+
+    COMPRESSOR = "compressor"  # model → smaller revision, report
+    MERGER = "merger"  # models, weights → new model, report
+    VERIFIER = "verifier"  # model, key → verdict with statistics
+    EDITOR = "editor"  # model, concept → changed model, report
+    GUARD = "guard"  # prompt or latents during a preview → changed guidance, verdict
+    SAMPLER = "sampler"  # denoiser, schedule → latents
+    GENERATOR = "generator"  # condition → new model
+    EMBEDDER = "embedder"  # models and texts → expert; model → vector in a text space
+    ANALYZER = "analyzer"  # models → report
+    PREVIEWER = "previewer"  # model, adapters, prompt → pictures
+    SOURCE = "source"  # address, cursor → models to fetch
+
+
+class Params(BaseModel):
+    """A plugin's parameters: the CLI options, the REST schema and the web form are made from it.
+
+    Give every field a default (or none, if the user must choose), limits and a description.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LazyTensor(Protocol):
+    """A tensor in a file: what the header says, and its values when asked."""
+
+    name: str
+    dtype: str
+    """As safetensors writes it: F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 … BOOL."""
+    shape: tuple[int, ...]
+
+    def read(self) -> Tensor:
+        """The values, in the stored dtype, read from disk now."""
+
+
+class InputModel(Protocol):
+    """A registered model, given to a plugin to read."""
+
+    name: str
+    family: str
+    adapter_type: str | None
+    revision_id: int
+    summary: Mapping[str, Any]
+    """What recognition found: family, variant, rank, alpha, targets, reasons, coverage."""
+    card: str
+    tags: Sequence[str]
+
+    def tensors(self) -> Iterator[LazyTensor]:
+        """All tensors of all weight files, in file order; no more than one is in memory."""
+
+    def metadata(self) -> Mapping[str, str]:
+        """The `__metadata__` of the weight files."""
+
+    def files(self) -> Mapping[str, Path]:
+        """The revision's files: path in the model → path on this machine."""
+
+
+class TensorWriter(Protocol):
+    """Writes one safetensors file tensor by tensor; nothing is visible until the job succeeds."""
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Write one tensor (moved to the CPU, made contiguous). A name may be used once."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """A model that the job made. The hub names it, recognises it and records its lineage."""
+
+    files: tuple[str, ...]
+    """Paths inside the output folder, as given to `writer` and `path`."""
+    relation: Relation
+    """How it came from the job's inputs."""
+    name: str = ""
+    """Suggested name; the job's target name wins."""
+    kind: ModelKind | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `run` returns: models made, a report (JSON values), pictures or other files shown to people."""
+
+    outputs: tuple[Output, ...] = ()
+    report: Mapping[str, Any] = field(default_factory=dict)
+    artefacts: tuple[str, ...] = ()
+    """Paths inside the output folder that are kept with the job: plots, pictures."""
+
+
+class Context(Protocol):
+    """All that a plugin may touch while it runs."""
+
+    inputs: Sequence[InputModel]
+    seed: int
+    """Derived from the job: the same job gives the same numbers."""
+    temp: Path
+    """Scratch space, removed afterwards."""
+
+    def progress(self, done: float, message: str = "") -> None:
+        """Report the share done, in [0, 1]. Raises `Cancelled` when the user gave up: call it at every step."""
+
+    def log(self, message: str) -> None:
+        """Add a line to the job's log."""
+
+    def generator(self) -> Generator:
+        """A CPU random generator seeded by the job."""
+
+    def writer(self, path: str, metadata: Mapping[str, str] | None = None) -> TensorWriter:
+        """A streaming safetensors writer for `path` in the output folder; closed by the hub."""
+
+    def path(self, path: str) -> Path:
+        """Where to write any other output file; parent folders exist."""
+
+
+class Cancelled(Exception):  # noqa: N818  (not an error: the user's wish)
+    """Raised by `Context.progress` after a cancel. Let it pass; the hub cleans up."""
+
+
+@runtime_checkable
+class Plugin(Protocol):
+    """One method of one paper. Third parties write exactly what our own plugins do."""
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    api: ClassVar[int]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    Params: ClassVar[type[Params]]
+
+    def run(self, context: Context, params: Any) -> Result:
+        """Do the work. `params` is an instance of this class's `Params`.
+
+        Raise `DataError` for an input that cannot be used (name the tensor), `UsageError` for
+        parameters that do not fit the input; anything else counts as the plugin's own fault.
+        """
+
+
+@runtime_checkable
+class Embedder(Plugin, Protocol):
+    """Kind embedder: `run` fits an expert on `context.inputs` and writes it to "expert.safetensors"
+    in the output folder (an artefact); `embed` then places any model of the same tree.
+    """
+
+    def embed(self, expert: Path, model: InputModel) -> Sequence[float]:
+        """The model's vector of length one in the frozen text space of the expert file."""

@@ -1,0 +1,1 @@
+"""From files on disk to registered models: discover → prepare → register."""

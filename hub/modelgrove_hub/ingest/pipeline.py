@@ -1,0 +1,112 @@
+"""Ingest folders: every model is registered or refused with a reason, and a re-run continues."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from sqlmodel import Session, col, select
+
+from modelgrove_hub.errors import DataError, UnsafeFileError
+from modelgrove_hub.hub import Hub
+from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES, Found, discover
+from modelgrove_hub.ingest.prepare import Prepared, prepare
+from modelgrove_hub.ingest.register import Mode, register, store
+from modelgrove_hub.tables import Blob, Model, Revision, RevisionFile
+
+_AHEAD = 32
+"""Models prepared ahead of registration: bounds memory, keeps the workers busy."""
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What became of one model on disk: "new", "known" or "refused" (then `reason` says why)."""
+
+    path: str
+    outcome: str
+    name: str = ""
+    kind: str = ""
+    family: str = ""
+    adapter_type: str | None = None
+    trust: str = ""
+    reason: str = ""
+
+
+def ingest(hub: Hub, paths: Iterable[Path], mode: Mode, workers: int = 1) -> Iterator[Ingested]:
+    """Register every model under `paths`, one result for each, in order.
+
+    Files that are registered and unchanged (path, size, time) are not read again. With
+    `workers` > 1 hashing and recognition run in that many processes.
+    """
+    fresh: list[Found] = []
+    for path in paths:
+        for found in discover(path):
+            known = _known(hub, found)
+            if known is None:
+                fresh.append(found)
+            else:
+                yield _result(found, "known", known)
+    for found, outcome in _prepared(fresh, workers):
+        if isinstance(outcome, str):
+            yield Ingested(str(found.root), "refused", reason=outcome)
+            continue
+        stored = store(hub, outcome, mode)
+        with hub.transaction() as session:
+            model, _, created = register(session, stored)
+        yield _result(found, "new" if created else "known", model)
+
+
+def _prepared(fresh: list[Found], workers: int) -> Iterator[tuple[Found, Prepared | str]]:
+    if workers <= 1 or len(fresh) < 2 * workers:
+        for found in fresh:
+            yield found, _attempt(found)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting = iter(fresh)
+        pending = [(found, pool.submit(_attempt, found)) for found in islice(waiting, _AHEAD)]
+        while pending:
+            found, future = pending.pop(0)
+            yield found, future.result()
+            pending.extend((later, pool.submit(_attempt, later)) for later in islice(waiting, 1))
+
+
+def _attempt(found: Found) -> Prepared | str:
+    try:
+        return prepare(found)
+    except (DataError, UnsafeFileError) as error:
+        return str(error)
+    except OSError as error:
+        return f"{found.root}: {error.strerror or error}"
+
+
+def _known(hub: Hub, found: Found) -> Model | None:
+    """The model whose revision holds exactly this file, referenced and unchanged."""
+    weights = [path.resolve() for path in found.files.values() if path.suffix in WEIGHT_SUFFIXES]
+    if found.refused or not weights:
+        return None
+    with hub.transaction() as session:
+        models = [_owner(session, path) for path in weights]
+    return models[0] if all(model is not None and model == models[0] for model in models) else None
+
+
+def _owner(session: Session, path: Path) -> Model | None:
+    stat = path.stat()
+    query = (
+        select(Model)
+        .join(Revision, col(Revision.model_id) == col(Model.id))
+        .join(RevisionFile, col(RevisionFile.revision_id) == col(Revision.id))
+        .join(Blob, col(Blob.sha256) == col(RevisionFile.sha256))
+        .where(Blob.path == str(path), Blob.size == stat.st_size, Blob.mtime_ns == stat.st_mtime_ns)
+    )
+    return session.exec(query.order_by(col(Model.id)).limit(1)).first()
+
+
+def _result(found: Found, outcome: str, model: Model) -> Ingested:
+    return Ingested(
+        str(found.root), outcome, model.name, model.kind, model.family, model.adapter_type, model.trust
+    )

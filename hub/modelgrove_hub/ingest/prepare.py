@@ -1,0 +1,72 @@
+"""Read one model once: hashes, sketches and recognition, without the database.
+
+This is the costly half of ingestion; it may run in another process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelgrove_hub.errors import DataError
+from modelgrove_hub.formats.listing import list_model
+from modelgrove_hub.formats.recognise import Recognition, recognise
+from modelgrove_hub.ingest.card import Card, read_card
+from modelgrove_hub.ingest.discover import Found
+from modelgrove_hub.store.manifest import FileScan, inventory_hash, scan, scan_bytes, values_hash, weights_hash
+
+MAX_FILES = 10_000
+"""More files than any model has; a folder with more is not one model."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that registration needs to know about a model on disk."""
+
+    found: Found
+    scans: dict[str, FileScan]
+    mtimes: dict[str, int]
+    recognition: Recognition
+    card: Card
+
+    @property
+    def weights_hash(self) -> str | None:
+        """Hash of names, dtypes, shapes and bytes of all tensors; metadata does not matter."""
+        return weights_hash(self._with_tensors()) if self._with_tensors() else None
+
+    @property
+    def values_hash(self) -> str | None:
+        """Hash of all tensors' bytes, whatever their names."""
+        return values_hash(self._with_tensors()) if self._with_tensors() else None
+
+    @property
+    def inventory_hash(self) -> str | None:
+        """Hash of names, dtypes and shapes."""
+        return inventory_hash(self._with_tensors()) if self._with_tensors() else None
+
+    def _with_tensors(self) -> list[FileScan]:
+        return [self.scans[path] for path in sorted(self.scans) if self.scans[path].tensors]
+
+
+def prepare(found: Found) -> Prepared:
+    """Hash and recognise a model.
+
+    Raises:
+        DataError: a file breaks its format's rules, or the folder is no model; the message
+            names the file.
+    """
+    if found.refused:
+        raise DataError(found.refused)
+    if len(found.files) > MAX_FILES:
+        raise DataError(f"{found.root}: {len(found.files)} files in one model, at most {MAX_FILES}")
+    mtimes = {path: file.stat().st_mtime_ns for path, file in found.files.items()}
+    recognition = recognise(list_model(found.root))
+    scans = {path: _scan(file) for path, file in found.files.items()}
+    for path, file in found.files.items():
+        if file.stat().st_mtime_ns != mtimes[path]:
+            raise DataError(f"{file} changed while it was read: ingest it again when it is complete")
+    return Prepared(found, scans, mtimes, recognition, read_card(found.files))
+
+
+def _scan(file: Path) -> FileScan:
+    return scan(file) if file.suffix == ".safetensors" else scan_bytes(file)

@@ -1,0 +1,157 @@
+"""Make a prepared model part of the registry: blobs first, then all rows in one transaction.
+
+A crash in between leaves blobs that no row names; `modelgrove gc` removes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from sqlmodel import Session, col, select
+
+from modelgrove_hub.hub import Hub
+from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
+from modelgrove_hub.ingest.prepare import Prepared
+from modelgrove_hub.registry.events import record
+from modelgrove_hub.registry.lineage import add_edge
+from modelgrove_hub.registry.models import add_revision, clean_name, free_name, latest_revision
+from modelgrove_hub.store.manifest import FileScan
+from modelgrove_hub.tables import Blob, Model, ModelKind, Relation, Revision, RevisionFile
+
+
+class Mode(StrEnum):
+    """What happens to the user's files: left in place, or also kept in the blob store."""
+
+    REFERENCE = "reference"
+    HARDLINK = "hardlink"
+    COPY = "copy"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A prepared model whose bytes are safe: the rows that will name them."""
+
+    prepared: Prepared
+    blobs: tuple[Blob, ...]
+    files: Mapping[str, str]
+    manifests: Mapping[str, str]
+
+
+def store(hub: Hub, prepared: Prepared, mode: Mode) -> Stored:
+    """Put the files (unless referenced) and their manifests into the blob store."""
+    blobs: list[Blob] = []
+    manifests: dict[str, str] = {}
+    for path, scan in prepared.scans.items():
+        source = prepared.found.files[path]
+        if mode is Mode.REFERENCE:
+            blobs.append(_referenced(prepared, path, scan))
+        else:
+            stored = hub.store.put(source, mode=mode.value)
+            blobs.append(Blob(sha256=stored.sha256, size=stored.size))
+        if scan.tensors:
+            manifest = hub.store.put_bytes(scan.to_json())
+            manifests[path] = manifest.sha256
+            blobs.append(Blob(sha256=manifest.sha256, size=manifest.size))
+    files = {path: scan.sha256 for path, scan in prepared.scans.items()}
+    return Stored(prepared, tuple(blobs), files, manifests)
+
+
+def register(
+    session: Session, stored: Stored, name: str | None = None, parent: Model | None = None
+) -> tuple[Model, Revision, bool]:
+    """Add the rows of a stored model. Returns the model, its revision and whether it is new.
+
+    What recognition cannot tell (a packed file, say) is taken from `parent`, the model that a
+    job made this one from.
+    """
+    prepared, recognition = stored.prepared, stored.prepared.recognition
+    name = name or _name_at(session, stored)
+    for blob in stored.blobs:
+        _keep_blob(session, blob)
+    unknown = recognition.kind == ModelKind.UNKNOWN and parent is not None
+    wanted = clean_name(name or prepared.found.name)
+    model, revision, created = add_revision(
+        session,
+        name=name or free_name(session, wanted, stored.files),
+        files=stored.files,
+        manifests=stored.manifests,
+        kind=parent.kind if unknown and parent else recognition.kind,
+        family=parent.family if unknown and parent else recognition.family,
+        adapter_type=parent.adapter_type if unknown and parent else recognition.adapter_type,
+        declared_base=prepared.card.base or recognition.declared_base,
+        licence=prepared.card.licence or recognition.licence,
+        tags=list(prepared.card.tags),
+        card=prepared.card.text,
+        trust=recognition.trust,
+        summary=recognition.summary(),
+        weights_hash=prepared.weights_hash,
+        values_hash=prepared.values_hash,
+        inventory_hash=prepared.inventory_hash,
+        parameters=sum(row.numel for scan in prepared.scans.values() for row in scan.tensors),
+        size=sum(scan.size for scan in prepared.scans.values()),
+    )
+    if created:
+        record(session, "registered", model.name, revision=revision.digest, files=len(stored.files))
+        _link_copy(session, revision)
+        _link_declared(session, model, revision)
+    return model, revision, created
+
+
+def _name_at(session: Session, stored: Stored) -> str | None:
+    """The model that was registered from this place before: other content there is its next revision."""
+    places = [blob.path for blob in stored.blobs if blob.path and Path(blob.path).suffix in WEIGHT_SUFFIXES]
+    query = (
+        select(Model.name)
+        .join(Revision, col(Revision.model_id) == col(Model.id))
+        .join(RevisionFile, col(RevisionFile.revision_id) == col(Revision.id))
+        .join(Blob, col(Blob.sha256) == col(RevisionFile.sha256))
+        .where(col(Blob.path).in_(places))
+    )
+    return session.exec(query.order_by(col(Model.id)).limit(1)).first()
+
+
+def _referenced(prepared: Prepared, path: str, scan: FileScan) -> Blob:
+    source = prepared.found.files[path].resolve()
+    return Blob(sha256=scan.sha256, size=scan.size, path=str(source), mtime_ns=prepared.mtimes[path])
+
+
+def _keep_blob(session: Session, blob: Blob) -> None:
+    known = session.get(Blob, blob.sha256)
+    if known is None:
+        session.add(Blob(**blob.model_dump()))
+        session.flush()
+    elif known.path is not None and (blob.path is None or not Path(known.path).exists()):
+        # A stored copy is better than a reference, a live reference better than a dead one.
+        known.path, known.mtime_ns = blob.path, blob.mtime_ns
+
+
+def _link_copy(session: Session, revision: Revision) -> None:
+    """The earliest revision with the same tensor values is the original."""
+    if revision.values_hash is None:
+        return
+    same = select(Revision).where(
+        Revision.values_hash == revision.values_hash, col(Revision.model_id) != revision.model_id
+    )
+    original = session.exec(same.order_by(col(Revision.id)).limit(1)).first()
+    if original is not None:
+        add_edge(session, revision, original, Relation.COPY, inferred=True, evidence={"values_hash": "equal"})
+
+
+def _link_declared(session: Session, model: Model, revision: Revision) -> None:
+    """Connect to the declared base, and the models that were waiting for this one as theirs."""
+    if model.declared_base:
+        base = session.exec(select(Model).where(Model.name == model.declared_base)).first()
+        if base is not None and base.id != model.id:
+            _declare(session, model, revision, base)
+    for child in session.exec(select(Model).where(Model.declared_base == model.name)):
+        if child.id != model.id:
+            _declare(session, child, latest_revision(session, child), model)
+
+
+def _declare(session: Session, child: Model, revision: Revision, base: Model) -> None:
+    relation = Relation.ADAPTER if child.kind == ModelKind.ADAPTER else Relation.FINETUNE
+    evidence = {"declared_base": base.name}
+    add_edge(session, revision, latest_revision(session, base), relation, inferred=False, evidence=evidence)

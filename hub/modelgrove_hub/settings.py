@@ -1,0 +1,80 @@
+"""One frozen settings object: flags > MODELGROVE_* environment > TOML files > defaults."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+
+def _config_home() -> Path:
+    return Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config")) / "modelgrove"
+
+
+def _data_home() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local/share")) / "modelgrove"
+
+
+class Settings(BaseSettings):
+    """Where things are and how jobs run. `home` holds everything unless told otherwise."""
+
+    model_config = SettingsConfigDict(env_prefix="MODELGROVE_", frozen=True, extra="forbid")
+
+    home: Path = Field(default_factory=_data_home, description="The hub's folder: database, blobs, queue, index.")
+    database_url: str = Field("", description="SQLAlchemy URL; empty means SQLite in `home`.")
+    store_url: str = Field("", description="fsspec URL of the blob store; empty means a folder in `home`.")
+    broker_url: str = Field("", description="Celery broker URL; empty means a folder in `home`, no server.")
+    plugins: str = Field("", description="Comma-separated allow-list of plugins; empty means all.")
+    safe_mode: bool = Field(False, description="Load only modelgrove's own plugins.")
+    lease_seconds: float = Field(30.0, gt=0, description="A running job is taken back when silent this long.")
+    max_attempts: int = Field(3, ge=1, description="Attempts before a job is parked as failed.")
+    gc_grace_seconds: float = Field(24 * 3600.0, ge=0, description="Unnamed blobs younger than this are kept.")
+    hf_token: SecretStr = Field(SecretStr(""), description="Token for a Hugging Face hub.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags, environment, ./modelgrove.toml, the user's config file, secrets."""
+        files = [_config_home() / "config.toml", Path("modelgrove.toml")]
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=files)
+        return init_settings, env_settings, toml, file_secret_settings
+
+    @property
+    def database(self) -> str:
+        """The database URL in force."""
+        return self.database_url or f"sqlite:///{self.home.absolute() / 'modelgrove.db'}"
+
+    @property
+    def store(self) -> str:
+        """The blob store's fsspec URL in force."""
+        return self.store_url or f"file://{self.home.absolute() / 'blobs'}"
+
+    @property
+    def queue(self) -> Path:
+        """Folder of the embedded broker's messages."""
+        return self.home / "queue"
+
+    @property
+    def index(self) -> Path:
+        """Folder of FAISS files: a cache, rebuilt from the database."""
+        return self.home / "index"
+
+    @property
+    def previews(self) -> Path:
+        """Folder of rendered previews: a cache."""
+        return self.home / "previews"
+
+
+@cache
+def settings() -> Settings:
+    """The settings of this process, read once. Tests call `settings.cache_clear()`."""
+    return Settings()

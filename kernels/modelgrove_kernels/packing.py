@@ -1,0 +1,154 @@
+"""Rounding to nearest on an integer grid, and how the codes are laid out: the reference for all kernels.
+
+A weight is a matrix (rows, columns); each row is cut into groups of `group` columns, the last one
+padded. Two layouts:
+
+- `int8`, symmetric: codes int8 in [-127, 127], w ≈ code · scale.
+- `int4`, asymmetric: codes in [0, 15], two a byte, the even column in the low nibble;
+  w ≈ (code - zero) · scale with an integer zero point in [0, 15], so that 0 is kept exactly.
+
+Plain torch in float32, a few rows at a time, so memory stays bounded whatever the size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 1 << 21
+"""Elements worked on at once: 8 MB a temporary."""
+
+LEVELS = {8: 127, 4: 15}
+"""Grid steps from zero (8 bits, symmetric) or from the lowest code (4 bits) to the highest."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A quantized matrix of `rows` × `columns`.
+
+    `codes` is int8 (rows, padded) at 8 bits, uint8 (rows, padded / 2) at 4; `scales` (rows, groups)
+    is float16 where that can hold them and float32 elsewhere; `zeros` (rows, groups) is uint8,
+    None at 8 bits. padded = groups · group.
+    """
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    columns: int
+    bits: int
+    group: int
+
+    @property
+    def nbytes(self) -> int:
+        """True size: codes, scales and zero points, padding included."""
+        parts = [self.codes, self.scales, *([] if self.zeros is None else [self.zeros])]
+        return sum(part.nbytes for part in parts)
+
+
+def group_width(columns: int, bits: int, group: int | None) -> int:
+    """The group width in use: `group`, or the whole row if it is None or the row is shorter (even at 4 bits)."""
+    whole = columns + columns % 2 if bits == 4 else columns
+    return max(1, whole if group is None else min(group, whole))
+
+
+def quantize(weight: Tensor, bits: int, group: int | None = None) -> Packed:
+    """Round (rows, columns) of any floating dtype to 8 or 4 bits with one scale a group; None is one a row.
+
+    Raises:
+        ValueError: not a matrix, no such bits or group, or a value is not finite in float32.
+    """
+    if bits not in LEVELS:
+        raise ValueError(f"{bits} bits are not supported, only {sorted(LEVELS)}")
+    if group is not None and (group < 1 or (bits == 4 and group % 2)):
+        raise ValueError(f"a group of {group} columns is not possible at {bits} bits")
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise ValueError(f"a {weight.dtype} tensor of shape {tuple(weight.shape)} is no matrix of floats")
+    rows, columns = weight.shape
+    width = group_width(columns, bits, group)
+    groups = -(-columns // width)
+    scales, zeros = _grid(weight, bits, width, groups)
+    codes = torch.empty((rows, groups * width * bits // 8), dtype=torch.int8 if bits == 8 else torch.uint8)
+    for part in chunks(rows, groups * width):
+        values = _grouped(weight[part], width, groups) / scales[part].float().unsqueeze(-1)
+        if zeros is None:
+            codes[part] = values.round_().clamp_(-LEVELS[8], LEVELS[8]).to(torch.int8).flatten(1)
+        else:
+            values = values.round_().add_(zeros[part].unsqueeze(-1)).clamp_(0, LEVELS[4])
+            codes[part] = pack_nibbles(values.to(torch.uint8).flatten(1))
+    return Packed(codes, scales, zeros, columns, bits, width)
+
+
+def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
+    """The matrix (rows, columns) that the codes stand for, computed in float32, returned as `dtype`."""
+    rows, groups = packed.scales.shape
+    values = torch.empty((rows, packed.columns), dtype=dtype)
+    for part in chunks(rows, groups * packed.group):
+        codes = packed.codes[part] if packed.zeros is None else unpack_nibbles(packed.codes[part])
+        steps = codes.float().view(-1, groups, packed.group)
+        if packed.zeros is not None:
+            steps -= packed.zeros[part].unsqueeze(-1)
+        values[part] = steps.mul_(packed.scales[part].float().unsqueeze(-1)).flatten(1)[:, : packed.columns]
+    return values
+
+
+def energies(weight: Tensor, packed: Packed) -> tuple[float, float]:
+    """‖w‖² and ‖w - ŵ‖², in float64, a few rows at a time; 10·log10 of their ratio is the SQNR in dB."""
+    signal = noise = 0.0
+    for part in chunks(weight.shape[0], packed.scales.shape[1] * packed.group):
+        zeros = None if packed.zeros is None else packed.zeros[part]
+        rows = Packed(packed.codes[part], packed.scales[part], zeros, packed.columns, packed.bits, packed.group)
+        exact = weight[part].float()
+        signal += float(exact.double().square().sum())
+        noise += float((exact - dequantize(rows)).double().square().sum())
+    return signal, noise
+
+
+def pack_nibbles(codes: Tensor) -> Tensor:
+    """uint8 (rows, 2n) with values below 16 → uint8 (rows, n); the even column is the low nibble."""
+    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def unpack_nibbles(packed: Tensor) -> Tensor:
+    """The inverse of `pack_nibbles`: uint8 (rows, n) → uint8 (rows, 2n)."""
+    return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
+
+
+def chunks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of rows that cover all of them, each of at most `CHUNK` elements or one row."""
+    step = max(1, CHUNK // max(1, columns))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def _grid(weight: Tensor, bits: int, width: int, groups: int) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points of all groups, as they are stored."""
+    low = torch.empty((weight.shape[0], groups))
+    high = torch.empty_like(low)
+    for part in chunks(weight.shape[0], groups * width):
+        values = _grouped(weight[part], width, groups)
+        low[part], high[part] = values.amin(-1), values.amax(-1)
+    if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
+        raise ValueError("NaN or infinite values cannot be quantized")
+    if bits == 8:
+        return _stored(torch.maximum(-low, high) / LEVELS[8]), None
+    low, high = low.clamp_max(0), high.clamp_min(0)
+    # Divided before the subtraction: the range of float32's extremes would overflow.
+    scales = _stored(high / LEVELS[4] - low / LEVELS[4])
+    return scales, (-low / scales.float()).round_().clamp_(0, LEVELS[4]).to(torch.uint8)
+
+
+def _stored(scales: Tensor) -> Tensor:
+    """Float16 if every scale is in its normal range, else float32. A group of zeros has scale one."""
+    scales = torch.where(scales == 0, 1.0, scales)
+    small = torch.finfo(torch.float16)
+    fits = bool(((scales >= small.smallest_normal) & (scales <= small.max)).all())
+    return scales.half() if fits else scales
+
+
+def _grouped(rows: Tensor, width: int, groups: int) -> Tensor:
+    """Rows in float32, padded with zeros, (n, groups, width). Zeros widen no range: they are on both grids."""
+    padded = torch.nn.functional.pad(rows.float(), (0, groups * width - rows.shape[1]))
+    return padded.view(-1, groups, width)

@@ -1,0 +1,79 @@
+"""Lay a registered model out as a folder that diffusers reads.
+
+Only data files are laid out (JSON, text, safetensors, tokenizers), so neither code nor pickles
+of a stranger's folder can be reached. Packed tensors are dequantized on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from modelgrove_hub.contracts import InputModel
+from modelgrove_hub.errors import DataError, UsageError
+
+INDEX = "model_index.json"
+_DATA = frozenset({".json", ".txt", ".model", ".safetensors"})
+_MAX_INDEX = 1 << 20
+
+
+def lay_out(model: InputModel, folder: Path) -> Path:
+    """Make `folder` hold the model's data files; weights are links, or dequantized copies.
+
+    Raises:
+        UsageError: the model is no diffusers folder.
+    """
+    files = {PurePosixPath(path): source for path, source in model.files().items()}
+    if PurePosixPath(INDEX) not in files:
+        raise UsageError(
+            f"{model.name} cannot paint: it has no {INDEX}. Preview a diffusers folder, with adapters by --lora"
+        )
+    for path, source in files.items():
+        if path.suffix in _DATA and ".." not in path.parts and not path.is_absolute():
+            target = folder / _plain_name(path, files)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _place(source, target)
+    return folder
+
+
+def read_index(folder: Path, name: str) -> dict[str, Any]:
+    """The folder's `model_index.json`, with a `_class_name`.
+
+    Raises:
+        DataError: it is not JSON of that form.
+    """
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_INDEX else None
+    except (ValueError, RecursionError):
+        index = None
+    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
+        raise DataError(f"{name}: {INDEX} is not a JSON object with a _class_name")
+    return index
+
+
+def content_hash(model: InputModel) -> str:
+    """sha256 over the sorted (path, sha256) lines of the model's files."""
+    total = hashlib.sha256()
+    for path, source in sorted(model.files().items()):
+        with source.open("rb") as file:
+            total.update(f"{path}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def _plain_name(path: PurePosixPath, files: dict[PurePosixPath, Path]) -> PurePosixPath:
+    """`x.fp16.safetensors` becomes `x.safetensors` where that is missing: previews are float32 anyway."""
+    plain = path.with_name(path.name.replace(".fp16.", "."))
+    return path if plain in files else plain
+
+
+def _place(source: Path, target: Path) -> None:
+    from modelgrove_hub.formats.quantized import dequantized, is_packed
+    from safetensors.torch import save_file
+
+    if target.suffix == ".safetensors" and is_packed(source):
+        save_file({name: tensor.contiguous() for name, tensor in dequantized([source])}, target)
+    else:
+        target.symlink_to(source.absolute())

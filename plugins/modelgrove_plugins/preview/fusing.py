@@ -1,0 +1,68 @@
+"""Fuse an adapter into a network: W += weight · up @ down on every layer it names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from modelgrove_hub.errors import DataError, UsageError
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from modelgrove_hub.formats.adapters import Adapter, Factors
+
+_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SHOWN = 5
+
+
+def fuse(networks: Mapping[str, nn.Module], adapter: Adapter, name: str, weight: float) -> dict[str, Any]:
+    """Add the adapter's products to the layers they belong to; returns how much of it fitted.
+
+    Names are compared with "_" for ".", as kohya's files flatten them, with or without the
+    component in front.
+
+    Raises:
+        UsageError: no layer has a name that the adapter knows.
+        DataError: a product does not have the shape of its layer.
+    """
+    layers = dict(_layers(networks))
+    missing = []
+    for module, factors in adapter.modules.items():
+        layer = layers.get(_flat(module))
+        if layer is None:
+            missing.append(module)
+        else:
+            _add(layer, factors, f"{name}, module {module}", weight)
+    matched = len(adapter.modules) - len(missing)
+    if matched == 0:
+        theirs = ", ".join(missing[:2]) or "none"
+        raise UsageError(
+            f"{name} fits no layer of the base: it names {theirs}; the base has {next(iter(layers), 'no layers')} …"
+        )
+    return {"matched": matched, "modules": len(adapter.modules), "missing": missing[:_SHOWN]}
+
+
+def _layers(networks: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    """Flattened name → layer; the full name (with its component) wins over the short one."""
+    for component, network in networks.items():
+        for path, module in network.named_modules():
+            if isinstance(module, _LAYERS):
+                yield _flat(path), module
+    for component, network in networks.items():
+        for path, module in network.named_modules():
+            if isinstance(module, _LAYERS):
+                yield _flat(f"{component}.{path}"), module
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")
+
+
+@torch.no_grad()
+def _add(layer: nn.Module, factors: Factors, place: str, weight: float) -> None:
+    values: Tensor = layer.get_parameter("weight")
+    product = factors.up @ factors.down
+    if product.shape[0] != values.shape[0] or product.numel() != values.numel():
+        raise DataError(f"{place}: its product is {tuple(product.shape)}, the layer's weight {tuple(values.shape)}")
+    values += weight * product.reshape(values.shape).to(values.dtype)

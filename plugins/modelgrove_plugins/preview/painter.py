@@ -1,0 +1,41 @@
+"""What the previewer asks of a pipeline, whatever its class: its networks, and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import diffusers
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import nn
+
+    from modelgrove_plugins.preview.diffusers import PreviewParams
+
+SAMPLERS = {"dpm++2m": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler"}
+
+
+class Painter(Protocol):
+    """A loaded pipeline in float32."""
+
+    pipeline: str
+    """Class name, for the recipe."""
+    scheduler: str
+    """Class name of the scheduler that painted last."""
+    networks: Mapping[str, nn.Module]
+    """Component name → network: where adapters are fused in."""
+
+    def paint(
+        self, wishes: Sequence[tuple[str, int]], params: PreviewParams, progress: Callable[[float], None]
+    ) -> list[Image]:
+        """One RGB picture for each (prompt, seed); `progress` is told the share done after every step."""
+
+
+def make_scheduler(sampler: str, config: Mapping[str, Any]) -> Any:
+    """The diffusers scheduler for `sampler` on the noise schedule of `config`.
+
+    Steps are spaced "trailing", so that the first one starts at pure noise (Lin et al.,
+    arXiv 2305.08891, section 3.3).
+    """
+    return getattr(diffusers, SAMPLERS[sampler]).from_config(config, timestep_spacing="trailing")

@@ -1,0 +1,132 @@
+"""Paint with the zoo's own pipeline: a small UNet on linear latents, captions by MiniLM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from modelgrove_hub.errors import CorruptFileError, DataError
+from modelgrove_hub.search.text import SPACE, token_states
+from modelgrove_kernels.codec import LinearCodec
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from modelgrove_plugins.preview.painter import make_scheduler
+
+if TYPE_CHECKING:
+    from modelgrove_plugins.preview.diffusers import PreviewParams
+
+_BATCH = 64
+_MAX_BLOCKS = 8
+_MAX_LAYERS = 16
+
+
+@dataclass
+class ZooPainter:
+    """The zoo's UNet, noise schedule and codec, in float32."""
+
+    unet: UNet2DConditionModel
+    noise: Mapping[str, Any]
+    codec: LinearCodec
+    pipeline: str = "ZooPipeline"
+    scheduler: str = ""
+    networks: Mapping[str, nn.Module] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.networks = {"unet": self.unet}
+
+    @classmethod
+    def load(cls, folder: Path, index: Mapping[str, Any]) -> ZooPainter:
+        """Read `unet/`, `scheduler/` and `codec/codec.safetensors`.
+
+        Raises:
+            DataError: a part is missing, or made for another text encoder.
+        """
+        from diffusers import DDPMScheduler
+
+        encoder = index.get("text_encoder", SPACE)
+        if encoder != SPACE:
+            raise DataError(f"{folder.name}: text encoder {encoder!r} is not here, only {SPACE!r}")
+        for part in ("unet/config.json", "scheduler/scheduler_config.json", "codec/codec.safetensors"):
+            if not (folder / part).exists():
+                raise DataError(f"the zoo pipeline has no {part}")
+        try:
+            codec = LinearCodec.from_tensors(load_file(folder / "codec/codec.safetensors"))
+        except (KeyError, ValueError) as error:
+            raise CorruptFileError(f"codec/codec.safetensors: {error}") from error
+        return cls(_load_unet(folder / "unet"), DDPMScheduler.load_config(folder / "scheduler"), codec)
+
+    @torch.inference_mode()
+    def paint(
+        self, wishes: Sequence[tuple[str, int]], params: PreviewParams, progress: Callable[[float], None]
+    ) -> list[Image.Image]:
+        """One 32×32 picture for each (prompt, seed)."""
+        pictures: list[Image.Image] = []
+        for start in range(0, len(wishes), _BATCH):
+            batch = wishes[start : start + _BATCH]
+            latents = self._sample(
+                batch, params, lambda share, n=len(batch), start=start: progress((start + share * n) / len(wishes))
+            )
+            pictures += _to_images(self.codec.decode(latents))
+        return pictures
+
+    def _sample(
+        self, batch: Sequence[tuple[str, int]], params: PreviewParams, progress: Callable[[float], None]
+    ) -> Tensor:
+        """Latents (n, K, h, w) of the batch; guidance runs as one double batch."""
+        scheduler = make_scheduler(params.sampler, self.noise)
+        self.scheduler = type(scheduler).__name__
+        scheduler.set_timesteps(params.steps)
+        guided = params.guidance_scale != 1
+        states = _states([prompt for prompt, _ in batch])
+        if guided:
+            states = torch.cat([_states([params.negative_prompt] * len(batch)), states])
+        side = params.side // self.codec.patch or self.unet.config.sample_size
+        shape = (self.codec.channels, side, side)
+        latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for _, seed in batch])
+        latents = latents * scheduler.init_noise_sigma
+        for step, time in enumerate(scheduler.timesteps):
+            noisy = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, time)
+            out = self.unet(noisy, time, states).sample
+            if guided:
+                plain, wanted = out.chunk(2)
+                out = plain + params.guidance_scale * (wanted - plain)
+            latents = scheduler.step(out, time, latents).prev_sample
+            progress((step + 1) / params.steps)
+        return latents
+
+
+def _states(prompts: Sequence[str]) -> Tensor:
+    # Encoded one by one, so that a prompt's states do not depend on its neighbours.
+    known = {prompt: token_states([prompt]) for prompt in dict.fromkeys(prompts)}
+    return torch.cat([known[prompt] for prompt in prompts])
+
+
+def _load_unet(folder: Path) -> UNet2DConditionModel:
+    """The UNet, built without memory and then given the file's tensors: shapes are compared, not trusted."""
+    config = UNet2DConditionModel.load_config(folder)
+    blocks, layers = config.get("down_block_types", ()), config.get("layers_per_block", 1)
+    if len(blocks) > _MAX_BLOCKS or not isinstance(layers, int) or layers > _MAX_LAYERS:
+        raise DataError(f"unet/config.json: {len(blocks)} blocks of {layers} layers are more than a preview loads")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    stored = {name: tensor.float() for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    wanted = {name: tensor.shape for name, tensor in unet.state_dict().items()}
+    wrong = [name for name, shape in wanted.items() if name not in stored or stored[name].shape != shape]
+    if wrong or len(stored) != len(wanted):
+        raise CorruptFileError(
+            f"unet: {len(stored)} tensors for a network of {len(wanted)}; missing or of another shape: {wrong[:3] or 'none'}"
+        )
+    unet.load_state_dict(stored, assign=True)
+    return unet.eval().requires_grad_(False)
+
+
+def _to_images(pixels: Tensor) -> list[Image.Image]:
+    """(n, 3, h, w) in [-1, 1] → RGB pictures."""
+    array = ((pixels + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture) for picture in array]

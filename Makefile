@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check fix bench up clean
+.PHONY: demo test check fix bench docs up clean
 .DEFAULT_GOAL := check
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -39,3 +39,6 @@ up: $(INSTALLED)
 
 clean:
 	rm -rf $(VENV) demo
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate_cli.py

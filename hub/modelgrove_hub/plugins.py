@@ -181,11 +181,13 @@ def _where(error: BaseException) -> str:
 
 
 def _nearest(name: str, states: Sequence[PluginState]) -> str:
-    names = {alias: state.full_name for state in states for alias in (state.name, state.full_name)}
-    near = sorted({names[alias] for alias in get_close_matches(name, names, n=5)})
+    kind, _, short = name.rpartition(".")
+    close = get_close_matches(short, {state.name for state in states}, n=3)
+    near = {state.full_name for state in states if state.name in close}
+    near = {full_name for full_name in near if full_name.startswith(f"{kind}.")} or near
     if near:
-        return f"near: {', '.join(near)}"
-    return f"there is: {', '.join(sorted(set(names.values())))}" if names else "none is installed"
+        return f"near: {', '.join(sorted(near))}"
+    return f"there is: {', '.join(sorted({state.full_name for state in states})) or 'none'}"
 
 
 def _complaints(plugin: type[Plugin], error: ValidationError) -> str:

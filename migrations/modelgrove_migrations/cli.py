@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from modelgrove_hub.cli.output import dry_run_option, json_option, print_json, say
 from modelgrove_hub.errors import DataError
 
@@ -19,7 +20,6 @@ def db() -> None:
 def upgrade(revision: str, dry_run: bool, as_json: bool) -> None:
     """Upgrade the schema to REVISION; a SQLite file is backed up first."""
     from modelgrove_hub.settings import settings
-
     from modelgrove_migrations import run
 
     url = settings().database
@@ -43,7 +43,6 @@ def upgrade(revision: str, dry_run: bool, as_json: bool) -> None:
 def downgrade(revision: str, as_json: bool) -> None:
     """Take the schema back to REVISION ("base" drops everything); a SQLite file is backed up first."""
     from modelgrove_hub.settings import settings
-
     from modelgrove_migrations import run
 
     url = settings().database
@@ -61,7 +60,6 @@ def downgrade(revision: str, as_json: bool) -> None:
 def current(as_json: bool) -> None:
     """Print the schema's revision."""
     from modelgrove_hub.settings import settings
-
     from modelgrove_migrations import run
 
     found, head = run.current(settings().database), run.head()
@@ -76,7 +74,6 @@ def current(as_json: bool) -> None:
 def check(as_json: bool) -> None:
     """Check that the database and the code agree about the tables."""
     from modelgrove_hub.settings import settings
-
     from modelgrove_migrations import run
 
     differences = run.check(settings().database)
@@ -87,4 +84,4 @@ def check(as_json: bool) -> None:
     if differences:
         for difference in differences if not as_json else ():
             click.echo(difference)
-        raise DataError(f"the database differs from the code in {len(differences)} places")
+        raise DataError(f"the database differs from the code in {len(differences)} place{'s'[: len(differences) != 1]}")

@@ -7,11 +7,12 @@ developer runs `alembic` in the repository, it is made from the settings.
 from __future__ import annotations
 
 from alembic import context
-from modelgrove_hub import tables
+from sqlalchemy import Connection
+
 from modelgrove_hub.errors import StorageError
 from modelgrove_hub.registry.database import connect
 from modelgrove_hub.settings import settings
-from sqlalchemy import Connection
+from modelgrove_hub.tables import Model
 
 _LOCK = 0x6D6F64656C67  # "modelg": any number that no other program on the server uses
 
@@ -29,7 +30,7 @@ def migrate(connection: Connection) -> None:
         connection.connection.cursor().execute("PRAGMA foreign_keys=OFF")
     context.configure(
         connection=connection,
-        target_metadata=tables.SQLModel.metadata,
+        target_metadata=Model.metadata,
         render_as_batch=True,
         transactional_ddl=True,  # true of SQLite too, because `connect` says BEGIN itself
         compare_server_default=True,

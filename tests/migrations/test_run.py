@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import subprocess
 import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from sqlalchemy import inspect, text
+from sqlmodel import select
+
 from modelgrove_hub import tables
 from modelgrove_hub.errors import StorageError, UsageError
 from modelgrove_hub.registry import schema
 from modelgrove_hub.registry.database import connect, transaction
 from modelgrove_hub.tables import Blob, Edge, Event, Job, Model, Relation, Revision, RevisionFile
 from modelgrove_migrations import run
-from sqlalchemy import inspect, text
-from sqlmodel import select
 
 # A migration that rewrites the table every other one points to: the hardest thing for SQLite.
 REWRITE = """
@@ -95,7 +96,7 @@ def test_upgrading_twice_is_harmless(database_url: str) -> None:
 
 
 def test_pending_lists_what_upgrade_would_run(database_url: str) -> None:
-    assert [step.split()[0] for step in run.pending(database_url)][0] == "0001"
+    assert run.pending(database_url)[0].startswith("0001 First tables")
 
 
 def test_downgrade_to_base_leaves_no_table(database_url: str) -> None:
@@ -190,11 +191,14 @@ def test_downgrade_backs_a_sqlite_file_up_first(sqlite_url: str) -> None:
 
 
 def test_two_upgrades_at_once_make_one_schema(database_url: str) -> None:
-    # Alembic's context is one for a process, so the rival is another process.
-    call = f"from modelgrove_migrations.run import upgrade; upgrade({database_url!r})"
-    rivals = [subprocess.Popen([sys.executable, "-c", call]) for _ in range(2)]
+    # Alembic's context is one for a process, so the rivals are processes.
+    rivals = [get_context("fork").Process(target=run.upgrade, args=(database_url,)) for _ in range(3)]
+    for rival in rivals:
+        rival.start()
+    for rival in rivals:
+        rival.join(120)
 
-    assert [rival.wait(120) for rival in rivals] == [0, 0]
+    assert [rival.exitcode for rival in rivals] == [0, 0, 0]
     assert run.check(database_url) == []
 
 
@@ -203,7 +207,7 @@ def test_a_database_of_a_newer_version_is_left_alone(database_url: str) -> None:
     _execute(database_url, "UPDATE alembic_version SET version_num = '9999'")
 
     for action in (run.upgrade, run.pending, lambda url: run.downgrade(url, "base")):
-        with pytest.raises(StorageError, match="9999.*install the modelgrove that made it"):
+        with pytest.raises(StorageError, match=r"9999.*install the modelgrove that made it"):
             action(database_url)
 
 
@@ -242,8 +246,22 @@ def test_a_removed_id_never_names_another_model(database_url: str) -> None:
 
 
 def test_a_server_that_does_not_answer_is_a_storage_error() -> None:
-    with pytest.raises(StorageError, match="127.0.0.1:1/"):
+    with pytest.raises(StorageError, match=r"127\.0\.0\.1:1/"):
         run.upgrade("postgresql://nobody:secret@127.0.0.1:1/nothing")
+
+
+def test_upgrade_needs_the_package_alone(sqlite_url: str, tmp_path: Path) -> None:
+    site = tmp_path / "site-packages"
+    for package in (Path(tables.__file__).parent, run.SCRIPTS):
+        shutil.copytree(package, site / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = (
+        f"import sys; sys.path.insert(0, {str(site)!r}); from modelgrove_migrations import run; "
+        f"assert run.__file__.startswith({str(site)!r}); run.upgrade({sqlite_url!r})"
+    )
+
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True)
+
+    assert run.current(sqlite_url) == schema.HEAD
 
 
 def test_the_alembic_command_works_from_the_repository(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +292,7 @@ def _populate(url: str) -> None:
         session.flush()
         session.add_all([Model(name="local/base", tags=["ein", "zwei"]), Model(name="local/child", card="Größe ≥ 3")])
         session.flush()
-        session.add_all([Revision(model_id=id, digest=f"{id:064d}", summary={"rank": [4, 8]}) for id in (1, 2)])
+        session.add_all([Revision(model_id=n, digest=f"{n:064d}", summary={"rank": [4, 8]}) for n in (1, 2)])
         session.flush()
         session.add(RevisionFile(revision_id=1, path="model.safetensors", sha256="a" * 64, manifest="b" * 64))
         session.add(Edge(child_id=2, parent_id=1, relation=Relation.ADAPTER))

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from modelgrove_hub.search.text import WIDTH, token_states
-from modelgrove_kernels.codec import LinearCodec
 from torch import Tensor
 
 from modelgrove_analyzers.zoo.pictures import Picture, PictureSet
+from modelgrove_hub.search.text import WIDTH, token_states
+from modelgrove_kernels.codec import LinearCodec
 
 HELD_OUT_GROUPS = ("flags", "people", "symbols", "component")
 """Never seen by the base, so that LoRAs on them teach it something new."""
@@ -174,7 +174,10 @@ def average_gradients(unet: UNet2DConditionModel) -> None:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
         flat /= distributed.get_world_size()
-        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)])
+        torch._foreach_copy_(
+            gradients,
+            [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)],
+        )
 
 
 def to_pixels(pictures: Any) -> Tensor:
@@ -201,4 +204,5 @@ def v_errors(
     """Mean squared error of v for each latent, (n,), at the given timesteps (n,) and noise, shaped like the latents."""
     noisy = noise.add_noise(latents, epsilon, times)
     target = noise.get_velocity(latents, epsilon, times)
-    return (unet(noisy, times, states).sample - target).square().mean((1, 2, 3))
+    errors: Tensor = (unet(noisy, times, states).sample - target).square().mean((1, 2, 3))
+    return errors

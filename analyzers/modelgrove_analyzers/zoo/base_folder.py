@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import diffusers
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from modelgrove_hub.errors import CorruptFileError, NotFoundError
-from modelgrove_hub.search.text import SPACE, TOKENS
-from modelgrove_kernels.codec import LinearCodec
 from safetensors.torch import load_file, save_file
 
 from modelgrove_analyzers.zoo.base import HELD_OUT_GROUPS, SCHEDULER, UNET
+from modelgrove_hub.errors import CorruptFileError, NotFoundError
+from modelgrove_hub.search.text import SPACE, TOKENS
+from modelgrove_kernels.codec import LinearCodec
 
 NAME = "modelgrove/zoo-base"
 CODEC_FILE = "codec/codec.safetensors"
+CHECKPOINT = "checkpoint.pt"
 
 _CARD = """---
 license: cc-by-4.0
@@ -63,6 +64,12 @@ def read_checkpoint(path: Path) -> tuple[ZooBase, dict[str, Any]]:
     unet.load_state_dict(state["average"])
     recipe = {**json.loads(state["recipe"]), "step": state["step"]}
     return ZooBase(unet.eval(), DDPMScheduler(**SCHEDULER), codec), recipe
+
+
+def open_base(folder: Path) -> ZooBase:
+    """The base in `folder`: a finished one (`load_base`), or the last checkpoint of one in training."""
+    checkpoint = folder / CHECKPOINT
+    return read_checkpoint(checkpoint)[0] if checkpoint.is_file() else load_base(folder)
 
 
 def write_base(base: ZooBase, recipe: dict[str, Any], folder: Path) -> None:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from modelgrove_hub.errors import NotFoundError
-
 from modelgrove_analyzers.zoo.pictures import PictureSet
+from modelgrove_hub.errors import NotFoundError
 
 CONCEPTS = Path(__file__).parent / "data/concepts.toml"
 

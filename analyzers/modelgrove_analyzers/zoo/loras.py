@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
-from modelgrove_hub.search.text import token_states
 from torch import Tensor, nn
 
 from modelgrove_analyzers.zoo.base import draw_noise, to_pixels, v_errors
 from modelgrove_analyzers.zoo.base_folder import ZooBase
 from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_analyzers.zoo.recipes import Recipe
+from modelgrove_hub.search.text import token_states
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 BETAS = (0.9, 0.99)
@@ -109,20 +109,17 @@ class StackedAdam:
         self.step_number = 0
 
     @torch.no_grad()
-    def step(self, rates: Tensor) -> None:
+    def step(self, gradients: Sequence[Tensor], rates: Tensor) -> None:
         """Update the first len(rates) entries; the others are finished and stay as they are."""
         self.step_number += 1
         count, (beta1, beta2) = len(rates), BETAS
         sizes = (rates / (1 - beta1**self.step_number)).view(-1, 1, 1)
-        for tensor, first, second in zip(self.tensors, self.first, self.second, strict=True):
-            if tensor.grad is None:
-                raise ValueError("a LoRA factor has no gradient: its module takes no part in the forward pass")
-            m, v, gradient = first[:count], second[:count], tensor.grad[:count]
+        for tensor, stacked, first, second in zip(self.tensors, gradients, self.first, self.second, strict=True):
+            m, v, gradient = first[:count], second[:count], stacked[:count]
             m.lerp_(gradient, 1 - beta1)
             v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             root = (v / (1 - beta2**self.step_number)).sqrt_().add_(EPSILON)
             tensor[:count] -= sizes * m / root
-            tensor.grad = None
 
 
 def fresh_lora(unet: UNet2DConditionModel, recipe: Recipe) -> Lora:
@@ -164,8 +161,8 @@ def _train(recipes: list[Recipe], base: ZooBase, pictures: PictureSet, progress:
         with stack.attached(len(active)):
             errors = v_errors(base.unet, base.noise, latents, states.expand(len(latents), -1, -1), times, epsilon)
         errors = errors.view(len(active), -1).mean(1)
-        errors.sum().backward()
-        optimizer.step(torch.tensor([learning_rate(feed.recipe, step) for feed in active]))
+        rates = torch.tensor([learning_rate(feed.recipe, step) for feed in active])
+        optimizer.step(torch.autograd.grad(errors.sum(), stack.tensors), rates)
         for i, error in enumerate(errors.tolist()):
             losses[i].append(error)
         progress(sum(map(len, losses)) / total, f"step {step + 1}, {len(active)} LoRAs")

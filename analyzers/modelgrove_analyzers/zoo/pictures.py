@@ -74,7 +74,9 @@ class PictureSet:
         tiles = np.full((lines * _SHEET_COLUMNS, SIDE, SIDE, 3), 255, np.uint8)
         tiles[: len(self.pictures)] = self.pixels
         sheet = tiles.reshape(lines, _SHEET_COLUMNS, SIDE, SIDE, 3).transpose(0, 2, 1, 3, 4)
-        Image.fromarray(sheet.reshape(lines * SIDE, _SHEET_COLUMNS * SIDE, 3)).save(folder / "pictures.png", optimize=True)
+        Image.fromarray(sheet.reshape(lines * SIDE, _SHEET_COLUMNS * SIDE, 3)).save(
+            folder / "pictures.png", optimize=True
+        )
         rows = [{"label": p.label, "tags": p.tags, "group": p.group, "artist": p.artist} for p in self.pictures]
         (folder / "pictures.json").write_text(json.dumps(rows, ensure_ascii=False, separators=(",", ":")), "utf-8")
 

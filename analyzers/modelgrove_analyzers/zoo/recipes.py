@@ -7,10 +7,9 @@ import math
 from dataclasses import dataclass
 from random import Random
 
-from modelgrove_hub.errors import UsageError
-
 from modelgrove_analyzers.zoo.concepts import Concept
 from modelgrove_analyzers.zoo.pictures import ARTISTS, PictureSet
+from modelgrove_hub.errors import UsageError
 
 PROMPT = "a picture of sks"
 """What every LoRA is trained with: the concept's name is never told."""

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from modelgrove_hub.search.text import token_states
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -17,9 +16,15 @@ from modelgrove_analyzers.zoo.base_folder import ZooBase
 from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.loras import Lora, LoraStack
 from modelgrove_analyzers.zoo.pictures import PictureSet
+from modelgrove_hub.search.text import token_states
 
 STEPS = 8
 GUIDANCE = 2.0
+PROMPTS = (
+    "a picture of cat", "red apple", "guitar", "fire engine", "rocket", "grinning face", "red heart", "pizza",
+    "sailboat", "noto tiger", "twemoji house", "fluent rose", "snowman", "crown", "airplane", "octopus",
+)  # fmt: skip
+"""What a base sheet shows when it is not told."""
 _ZOOM = 2
 _NAME_WIDTH = 130
 
@@ -43,7 +48,9 @@ def sample(
     latents = start.repeat(n, 1, 1, 1)
     texts, empty = token_states(prompts), token_states([""])
     # LoRA by LoRA: first its guided half, then its unguided half.
-    states = torch.cat([texts[:, None].expand(-1, count, -1, -1), empty[None].expand(n, count, -1, -1)], 1).flatten(0, 1)
+    states = torch.cat([texts[:, None].expand(-1, count, -1, -1), empty[None].expand(n, count, -1, -1)], 1).flatten(
+        0, 1
+    )
     solver = DPMSolverMultistepScheduler.from_config(base.noise.config, timestep_spacing="trailing")
     solver.set_timesteps(steps)
     with LoraStack(base.unet, loras).attached(n) if loras else nullcontext():
@@ -55,7 +62,9 @@ def sample(
     return base.codec.decode(latents).view(n, count, 3, *base.codec.decode(latents).shape[-2:])
 
 
-def lora_sheet(base: ZooBase, pictures: PictureSet, loras: Sequence[Lora], seeds: Sequence[int] = (1, 2, 3)) -> Image.Image:
+def lora_sheet(
+    base: ZooBase, pictures: PictureSet, loras: Sequence[Lora], seeds: Sequence[int] = (1, 2, 3)
+) -> Image.Image:
     """One row a LoRA: two real drawings | the base told the concept | the base told the LoRA's prompt | the LoRA."""
     concepts = [find_concept(lora.recipe.concept) for lora in loras]
     told = sample(base, [f"a picture of {concept.name}" for concept in concepts], seeds[:1])
@@ -65,7 +74,9 @@ def lora_sheet(base: ZooBase, pictures: PictureSet, loras: Sequence[Lora], seeds
     for i, lora in enumerate(loras):
         real = pictures.pixels[list(lora.recipe.pictures[:2])]
         real = real if len(real) == 2 else np.concatenate([real, np.full_like(real, 255)])
-        rows.append((_caption(lora), np.concatenate([real, to_bytes(told[i]), to_bytes(untold[i]), to_bytes(drawn[i])])))
+        rows.append(
+            (_caption(lora), np.concatenate([real, to_bytes(told[i]), to_bytes(untold[i]), to_bytes(drawn[i])]))
+        )
     return lay_out(rows)
 
 

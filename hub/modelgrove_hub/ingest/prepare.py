@@ -13,7 +13,7 @@ from modelgrove_hub.formats.listing import list_model
 from modelgrove_hub.formats.recognise import Recognition, recognise
 from modelgrove_hub.ingest.card import Card, read_card
 from modelgrove_hub.ingest.discover import Found
-from modelgrove_hub.store.manifest import FileScan, inventory_hash, scan, scan_bytes, values_hash, weights_hash
+from modelgrove_hub.store.manifest import FileScan, TensorRow, scan, scan_bytes
 
 MAX_FILES = 10_000
 """More files than any model has; a folder with more is not one model."""
@@ -30,22 +30,9 @@ class Prepared:
     card: Card
 
     @property
-    def weights_hash(self) -> str | None:
-        """Hash of names, dtypes, shapes and bytes of all tensors; metadata does not matter."""
-        return weights_hash(self._with_tensors()) if self._with_tensors() else None
-
-    @property
-    def values_hash(self) -> str | None:
-        """Hash of all tensors' bytes, whatever their names."""
-        return values_hash(self._with_tensors()) if self._with_tensors() else None
-
-    @property
-    def inventory_hash(self) -> str | None:
-        """Hash of names, dtypes and shapes."""
-        return inventory_hash(self._with_tensors()) if self._with_tensors() else None
-
-    def _with_tensors(self) -> list[FileScan]:
-        return [self.scans[path] for path in sorted(self.scans) if self.scans[path].tensors]
+    def tensors(self) -> tuple[TensorRow, ...]:
+        """All tensors of all weight files, in the order of the paths."""
+        return tuple(row for path in sorted(self.scans) for row in self.scans[path].tensors)
 
 
 def prepare(found: Found) -> Prepared:

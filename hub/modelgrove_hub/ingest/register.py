@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from math import prod
 from pathlib import Path
 
 from sqlmodel import Session, col, select
@@ -18,7 +19,7 @@ from modelgrove_hub.ingest.prepare import Prepared
 from modelgrove_hub.registry.events import record
 from modelgrove_hub.registry.lineage import add_edge
 from modelgrove_hub.registry.models import add_revision, clean_name, free_name, latest_revision
-from modelgrove_hub.store.manifest import FileScan
+from modelgrove_hub.store.manifest import FileScan, inventory_hash, values_hash, weights_hash
 from modelgrove_hub.tables import Blob, Model, ModelKind, Relation, Revision, RevisionFile
 
 
@@ -52,7 +53,7 @@ def store(hub: Hub, prepared: Prepared, mode: Mode) -> Stored:
             stored = hub.store.put(source, mode=mode.value)
             blobs.append(Blob(sha256=stored.sha256, size=stored.size))
         if scan.tensors:
-            manifest = hub.store.put_bytes(scan.to_json())
+            manifest = hub.store.put_bytes(scan.to_json().encode())
             manifests[path] = manifest.sha256
             blobs.append(Blob(sha256=manifest.sha256, size=manifest.size))
     files = {path: scan.sha256 for path, scan in prepared.scans.items()}
@@ -67,7 +68,7 @@ def register(
     What recognition cannot tell (a packed file, say) is taken from `parent`, the model that a
     job made this one from.
     """
-    prepared, recognition = stored.prepared, stored.prepared.recognition
+    prepared, recognition, tensors = stored.prepared, stored.prepared.recognition, stored.prepared.tensors
     name = name or _name_at(session, stored)
     for blob in stored.blobs:
         _keep_blob(session, blob)
@@ -87,10 +88,10 @@ def register(
         card=prepared.card.text,
         trust=recognition.trust,
         summary=recognition.summary(),
-        weights_hash=prepared.weights_hash,
-        values_hash=prepared.values_hash,
-        inventory_hash=prepared.inventory_hash,
-        parameters=sum(row.numel for scan in prepared.scans.values() for row in scan.tensors),
+        weights_hash=weights_hash(tensors),
+        values_hash=values_hash(tensors),
+        inventory_hash=inventory_hash(tensors),
+        parameters=sum(prod(row.shape) for row in tensors),
         size=sum(scan.size for scan in prepared.scans.values()),
     )
     if created:

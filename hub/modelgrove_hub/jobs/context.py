@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 LOG_LIMIT = 256 * 1024
+_FULL = "the log is full; nothing more is kept of this attempt\n"
 _SECONDS_BETWEEN_WRITES = 0.2
 _MESSAGE_LIMIT = 300
 _SEED_BYTES = 6  # recipes travel as JSON, where integers above 2**53 lose digits
@@ -54,8 +55,10 @@ class JobContext:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._writers.__exit__(kind, error, trace)
-        self.flush()
+        try:
+            self._writers.__exit__(kind, error, trace)
+        finally:
+            self.flush()
 
     def progress(self, done: float, message: str = "") -> None:
         """Report the share done, in [0, 1]; reaches the row about five times a second.
@@ -72,12 +75,12 @@ class JobContext:
         self._lease.check()
 
     def log(self, message: str) -> None:
-        """Add a line to the job's log, with the time; lines beyond `LOG_LIMIT` characters are dropped, and it says so."""
+        """Add a line to the job's log, with the time. Beyond `LOG_LIMIT` characters it says so and drops the rest."""
         if self._logged >= LOG_LIMIT:
             return
         line = f"{datetime.now(UTC):%H:%M:%S} {message}\n"
         self._logged += len(line)
-        self._lines.append(line if self._logged < LOG_LIMIT else "the log is full; nothing more is kept of this attempt\n")
+        self._lines.append(line if self._logged < LOG_LIMIT else _FULL)
         if time.monotonic() - self._last_write >= _SECONDS_BETWEEN_WRITES:
             self.flush()
 

@@ -28,7 +28,6 @@ from modelgrove_hub.hub import Hub
 from modelgrove_hub.plugins import check_params, get_plugin
 from modelgrove_hub.tables import Job, JobState, Revision, now
 
-QUEUES = ("preview", "cpu", "io")
 _QUEUE_OF = {Kind.PREVIEWER: "preview", Kind.SOURCE: "io"}
 _SHORTEST_PREFIX = 4
 

@@ -27,7 +27,6 @@ from modelgrove_hub.hub import Hub
 from modelgrove_hub.jobs import rows
 from modelgrove_hub.jobs.context import JobContext
 from modelgrove_hub.jobs.lease import Lease, LostLease
-from modelgrove_hub.jobs.rows import Pulse
 from modelgrove_hub.plugins import check_params, find_plugin, get_plugin
 from modelgrove_hub.tables import Blob, Job, JobState
 
@@ -151,7 +150,7 @@ def _check(plugin: type[Plugin], result: object) -> None:
 
 def _complete(hub: Hub, job: Job, lease: Lease, result: Result, out: Path) -> None:
     """Blobs first, while no transaction is open; then the rows and "done" together, or not at all."""
-    artefacts = {name: hub.store.put(_kept(job, out, name)) for name in result.artefacts}
+    artefacts = {name: hub.store.put(_kept(job, out, name), mode="hardlink") for name in result.artefacts}
     stored: Any = ()
     if result.outputs:
         from modelgrove_hub.ingest.outputs import register_outputs, store_outputs
@@ -175,7 +174,7 @@ def _kept(job: Job, out: Path, name: str) -> Path:
     place = (out / name).resolve()
     if not place.is_relative_to(out.resolve()) or not place.is_file():
         written = ", ".join(sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()))
-        raise PluginError(f"plugin {job.plugin!r} names an artefact it did not write: {name!r}; it wrote {written or 'none'}")
+        raise PluginError(f"plugin {job.plugin!r} did not write its artefact {name!r}; it wrote {written or 'nothing'}")
     return place
 
 

@@ -1,0 +1,1 @@
+"""The registry: models, revisions and lineage, kept in SQLite or PostgreSQL."""

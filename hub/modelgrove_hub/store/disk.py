@@ -7,6 +7,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -25,7 +26,7 @@ def storage_errors(subject: str | Path) -> Iterator[None]:
         raise StorageError(f"{subject}: {error.strerror or error}") from error
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file for reading. A named pipe or device is refused and never waited for.
 
     Raises:
@@ -60,15 +61,20 @@ def temporary_name() -> str:
 
 def publish(file: BinaryIO, temporary: Path, target: Path) -> None:
     """Close `file` and rename it to `target`, such that after a power cut there is all of it or nothing."""
-    with file:
-        file.flush()
-        os.fsync(file.fileno())
+    finish(file)
+    make_folder(target.parent)
     move(temporary, target)
 
 
+def finish(file: BinaryIO) -> None:
+    """Close `file` with its bytes on disk."""
+    with file:
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def move(temporary: Path, target: Path) -> None:
-    """Rename a file whose bytes are on disk already, and make the new name last."""
-    make_folder(target.parent)
+    """Rename a file whose bytes are on disk already into a folder that exists, and make the new name last."""
     os.replace(temporary, target)
     # Renaming between two links of one file does nothing, by POSIX: drop the old name then.
     temporary.unlink(missing_ok=True)

@@ -20,6 +20,8 @@ class SmallFloat:
     scale: int
     nonfinite: int
     """The smallest magnitude that is infinite or not a number."""
+    limit: float
+    """A sum of squares of widened magnitudes below it has no term that is infinite or not a number."""
     negative_zero_is_nan: bool = False
 
 
@@ -52,15 +54,15 @@ DTYPES: dict[str, Dtype] = {
     "I32": Dtype(32, "<i4", "int32"),
     "U64": Dtype(64, "<u8", "uint64"),
     "I64": Dtype(64, "<i8", "int64"),
-    "F16": Dtype(16, "<u2", "float16", True, SmallFloat(0x7FFF, 13, 112, 0x7C00)),
-    "BF16": Dtype(16, "<u2", "bfloat16", True, SmallFloat(0x7FFF, 16, 0, 0x7F80)),
+    "F16": Dtype(16, "<u2", "float16", True, SmallFloat(0x7FFF, 13, 112, 0x7C00, 65536.0**2)),
+    "BF16": Dtype(16, "<u2", "bfloat16", True, SmallFloat(0x7FFF, 16, 0, 0x7F80, 1e38)),
     "F32": Dtype(32, "<f4", "float32", True),
     "F64": Dtype(64, "<f8", "float64", True),
     "C64": Dtype(64, "<c8", "complex64"),
-    "F8_E4M3": Dtype(8, "|u1", "float8_e4m3fn", True, SmallFloat(0x7F, 20, 120, 0x7F)),
-    "F8_E5M2": Dtype(8, "|u1", "float8_e5m2", True, SmallFloat(0x7F, 21, 112, 0x7C)),
-    "F8_E4M3FNUZ": Dtype(8, "|u1", "float8_e4m3fnuz", True, SmallFloat(0x7F, 20, 119, 0x80, True)),
-    "F8_E5M2FNUZ": Dtype(8, "|u1", "float8_e5m2fnuz", True, SmallFloat(0x7F, 21, 111, 0x80, True)),
+    "F8_E4M3": Dtype(8, "|u1", "float8_e4m3fn", True, SmallFloat(0x7F, 20, 120, 0x7F, 480.0**2)),
+    "F8_E5M2": Dtype(8, "|u1", "float8_e5m2", True, SmallFloat(0x7F, 21, 112, 0x7C, 65536.0**2)),
+    "F8_E4M3FNUZ": Dtype(8, "|u1", "float8_e4m3fnuz", True, SmallFloat(0x7F, 20, 119, 0x80, 0.0, True)),
+    "F8_E5M2FNUZ": Dtype(8, "|u1", "float8_e5m2fnuz", True, SmallFloat(0x7F, 21, 111, 0x80, 0.0, True)),
     "F8_E8M0": Dtype(8, "|u1", "float8_e8m0fnu"),
     "F6_E2M3": Dtype(6, None, None),
     "F6_E3M2": Dtype(6, None, None),

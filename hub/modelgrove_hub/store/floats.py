@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modelgrove_hub.store.dtypes import DTYPES, SmallFloat
+from modelgrove_hub.store.dtypes import DTYPES, Dtype, SmallFloat
 
 Bytes = NDArray[np.uint8]
+
+_TINY, _HUGE = 1e-25, 1e38
+"""A sum of squares outside may have lost digits to float32's range, or be no number."""
 
 
 def decode(dtype: str, raw: Bytes) -> NDArray[Any]:
@@ -51,48 +54,47 @@ def _powers_of_two(items: NDArray[Any]) -> NDArray[np.float32]:
 class NormMeter:
     """The L2 norm of values that come in pieces, each a whole number of elements.
 
-    Relative error about 1e-6: squares are summed pairwise in float32 within a piece, pieces are
+    Relative error about 1e-6: squares are summed pairwise in float32 within a block, blocks are
     joined in float64. Small floats are widened by magnitude alone, as a norm needs no sign.
+    Call it under `np.errstate(over="ignore", invalid="ignore")`.
 
     Args:
-        dtype: a float type of DTYPES.
-        scratch: room to compute in, as many items as the largest piece has bytes. Keep it so
-            small that it stays in the processor's cache.
+        kind: a float type.
+        scratch: room to compute a block in, any size that stays in the processor's cache.
     """
 
-    def __init__(self, dtype: str, scratch: NDArray[np.uint32]) -> None:
-        self._kind = DTYPES[dtype]
+    def __init__(self, kind: Dtype, scratch: NDArray[np.uint32]) -> None:
+        self._kind = kind
         self._scratch = scratch
         self._norm = 0.0
 
     def update(self, raw: Bytes) -> None:
         """Add the next values."""
-        items = raw.view(self._kind.numpy)
-        values = self._widen(items)
-        if values is None:
-            self._norm = nan
-            return
-        squares = self._scratch.view(values.dtype)[: values.size]
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = float(np.multiply(values, values, out=squares).sum())
-        if _SAFE[0] < total < _SAFE[1]:
-            self._norm = hypot(self._norm, sqrt(total))
-        else:  # widened again: the squares lie where the values were
-            self._norm = hypot(self._norm, _scaled_norm(self._widen(items)))
+        items: NDArray[Any] = raw.view(self._kind.numpy)
+        block = self._scratch.nbytes // max(4, items.itemsize)
+        for start in range(0, items.size, block):
+            self._add(items[start : start + block], self._kind.small)
 
     @property
     def norm(self) -> float | None:
         """The norm so far, to nine digits; None when a value was infinite or not a number."""
         return float(f"{self._norm:.9g}") if self._norm < np.inf else None
 
-    def _widen(self, items: NDArray[Any]) -> NDArray[Any] | None:
-        small = self._kind.small
-        if small is None:
-            return items
+    def _add(self, items: NDArray[Any], small: SmallFloat | None) -> None:
+        values = self._widen(items, small) if small else items
+        squares = self._scratch.view(values.dtype)[: values.size]
+        total = float(np.add.reduce(np.multiply(values, values, out=squares)))
+        # A value that is not finite adds at least `limit`, so most blocks need no further look.
+        if _TINY < total < (small.limit if small else _HUGE):
+            self._norm = hypot(self._norm, sqrt(total))
+        elif small and _has_nonfinite(items, small):
+            self._norm = nan
+        else:  # widened again: the squares lie where the values were
+            self._norm = hypot(self._norm, _scaled_norm(self._widen(items, small) if small else items))
+
+    def _widen(self, items: NDArray[Any], small: SmallFloat) -> NDArray[np.float32]:
         bits = self._scratch[: items.size]
         np.bitwise_and(items, items.dtype.type(small.magnitude), out=bits)
-        if bits.max(initial=0) >= small.nonfinite or (small.negative_zero_is_nan and (items == 0x80).any()):
-            return None
         bits *= np.uint32(1 << small.shift)  # a shift, but NumPy's own shift is slow
         values = bits.view(np.float32)
         if small.scale:
@@ -100,8 +102,10 @@ class NormMeter:
         return values
 
 
-_SAFE = (1e-25, 1e38)
-"""A sum of squares outside may have lost digits to float32's range, or be no number."""
+def _has_nonfinite(items: NDArray[Any], small: SmallFloat) -> bool:
+    if small.negative_zero_is_nan:
+        return bool((items == small.magnitude + 1).any())
+    return bool((items & items.dtype.type(small.magnitude)).max(initial=0) >= small.nonfinite)
 
 
 def _scaled_norm(values: NDArray[Any]) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -58,8 +57,7 @@ class SafetensorsWriter:
         self._entries: dict[str, _Entry] = {}
         self._buffer: dict[str, bytes] = {}
         self._buffered = 0
-        self._file: BinaryIO | None = None
-        self._temporary: Path | None = None
+        self._stream: tuple[BinaryIO, Path] | None = None
         self._open = True
 
     def add(self, name: str, tensor: Tensor) -> None:
@@ -90,11 +88,10 @@ class SafetensorsWriter:
         self._check_open()
         try:
             with storage_errors(self._path):
-                if self._file is None:
+                if self._stream is None:
                     self._write_at_once()
                 else:
-                    self._finish_stream()
-            self._open = False
+                    self._finish_stream(*self._stream)
         finally:
             self.abort()
 
@@ -102,11 +99,11 @@ class SafetensorsWriter:
         """Forget everything and leave nothing behind. Does no harm after `close`."""
         self._open = False
         self._buffer.clear()
-        if self._file:
-            self._file.close()
-        if self._temporary:
-            self._temporary.unlink(missing_ok=True)
-        self._file = self._temporary = None
+        if self._stream:
+            file, temporary = self._stream
+            file.close()
+            temporary.unlink(missing_ok=True)
+        self._stream = None
 
     def __enter__(self) -> SafetensorsWriter:
         return self
@@ -141,51 +138,48 @@ class SafetensorsWriter:
         return _Entry(name, dtype, (*shape[:-1], shape[-1] * 2) if dtype == "F4" else shape, nbytes)
 
     def _store(self, entry: _Entry, data: memoryview) -> None:
-        if self._file is None and self._buffered + entry.nbytes > BUFFER:
-            self._start_stream()
-        if self._file is None:
+        if self._stream is None and self._buffered + entry.nbytes <= BUFFER:
             self._buffer[entry.name] = bytes(data)  # a copy: the caller may change the tensor later
             self._buffered += entry.nbytes
         else:
-            self._file.write(data)
+            file, _ = self._stream or self._start_stream()
+            file.write(data)
 
-    def _start_stream(self) -> None:
-        self._file, self._temporary = create_temporary(self._path.parent)
-        self._file.seek(8 + ROOM)
+    def _start_stream(self) -> tuple[BinaryIO, Path]:
+        self._stream = create_temporary(self._path.parent)
+        file, _ = self._stream
+        file.seek(8 + ROOM)
         for name in list(self._buffer):
-            self._file.write(self._buffer.pop(name))
+            file.write(self._buffer.pop(name))
+        return self._stream
 
     def _write_at_once(self) -> None:
         entries = sorted(self._entries.values(), key=lambda entry: -DTYPES[entry.dtype].bits)
         header = self._header(entries, 0)
-        self._file, self._temporary = create_temporary(self._path.parent)
-        self._file.write(header)
-        self._file.writelines(self._buffer[entry.name] for entry in entries)
-        publish(self._file, self._temporary, self._path)
+        self._stream = file, temporary = create_temporary(self._path.parent)
+        file.write(header)
+        file.writelines(self._buffer[entry.name] for entry in entries)
+        publish(file, temporary, self._path)
 
-    def _finish_stream(self) -> None:
-        assert self._file is not None and self._temporary is not None  # noqa: S101, PT018  (for mypy)
+    def _finish_stream(self, file: BinaryIO, temporary: Path) -> None:
         header = self._header(self._entries.values(), ROOM)
         if len(header) > 8 + ROOM:
-            self._move_data(header)
+            file, temporary = self._move_data(header, file, temporary)
         else:
-            self._file.seek(0)
-            self._file.write(header)
-        publish(self._file, self._temporary, self._path)
+            file.seek(0)
+            file.write(header)
+        publish(file, temporary, self._path)
 
-    def _move_data(self, header: bytes) -> None:
+    def _move_data(self, header: bytes, source: BinaryIO, old: Path) -> tuple[BinaryIO, Path]:
         """The header outgrew its room: copy the data behind it into a second file."""
-        source, old = self._file, self._temporary
-        assert source is not None and old is not None  # noqa: S101, PT018  (for mypy)
-        try:
+        with source:
+            old.unlink()  # an open file keeps its bytes until it is closed
+            self._stream = file, _ = create_temporary(self._path.parent)
+            file.write(header)
             source.seek(8 + ROOM)
-            self._file, self._temporary = create_temporary(self._path.parent)
-            self._file.write(header)
             while block := source.read(2**20):
-                self._file.write(block)
-        finally:
-            source.close()
-            old.unlink()
+                file.write(block)
+        return self._stream
 
     def _header(self, entries: Iterable[_Entry], room: int) -> bytes:
         """Length and JSON, padded with spaces to `room` bytes and to a multiple of eight."""

@@ -49,7 +49,7 @@ class ZooPainter:
         """
         from diffusers import DDPMScheduler
 
-        encoder = index.get("text_encoder", SPACE)
+        encoder = index.get("text_encoder_name", SPACE)
         if encoder != SPACE:
             raise DataError(f"{folder.name}: text encoder {encoder!r} is not here, only {SPACE!r}")
         for part in ("unet/config.json", "scheduler/scheduler_config.json", "codec/codec.safetensors"):

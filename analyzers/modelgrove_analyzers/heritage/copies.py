@@ -1,0 +1,99 @@
+"""Find copies among models: exact, re-saved, renamed, in part, cast or quantized; and say how we know.
+
+A false accusation is worse than a miss: what the sketches suggest is read in full (unless
+`confirm` is off), and only a whole match is called a copy. Fine-tunes, merges and siblings are
+not copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from modelgrove_hub.contracts import API, Context, InputModel, Params, Result
+from modelgrove_hub.contracts import Kind as PluginKind
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from modelgrove_analyzers.heritage.facts import Facts
+    from modelgrove_analyzers.heritage.verdict import Verdict
+
+
+class CopiesParams(Params):
+    """What to compare and how sure to be."""
+
+    first_only: bool = Field(False, description="Compare the first model with each other one, and no more.")
+    confirm: bool = Field(True, description="Read the weights of suspects in full before calling them copies.")
+
+
+class Copies:
+    """Compare models by the facts of ingest, then read the suspects."""
+
+    name: ClassVar[str] = "copies"
+    kind: ClassVar[PluginKind] = PluginKind.ANALYZER
+    api: ClassVar[int] = API
+    summary: ClassVar[str] = "Which models are copies of which: exact, re-saved, renamed, cast, quantized; with evidence."
+    paper: ClassVar[str] = "Horwitz et al., Charting and Navigating Hugging Face's Model Atlas (arXiv 2503.10633)"
+    Params: ClassVar[type[Params]] = CopiesParams
+
+    def run(self, context: Context, params: CopiesParams) -> Result:
+        """Report every pair of inputs that is a copy or undecided."""
+        from modelgrove_analyzers.heritage.facts import facts_of
+        from modelgrove_analyzers.heritage.verdict import Kind, compare
+
+        models = {model.revision_id: model for model in context.inputs}
+        facts = []
+        for number, model in enumerate(models.values()):
+            context.progress(0.5 * number / len(models), model.name)
+            facts.append(facts_of(model, context.temp))
+        suspects = [compare(a, b) for a, b in _candidates(facts, params.first_only)]
+        suspects = [verdict for verdict in suspects if verdict.kind is not Kind.NONE]
+        verdicts = []
+        for number, verdict in enumerate(suspects):
+            context.progress(0.5 + 0.5 * number / len(suspects), f"reading {models[verdict.child].name}")
+            verdicts.append(_confirm(context, models, verdict) if params.confirm else verdict)
+        found = [describe(verdict, models) for verdict in verdicts if verdict.kind is not Kind.NONE]
+        return Result(report={"models": len(models), "pairs": found})
+
+
+def describe(verdict: Verdict, models: Mapping[int, InputModel]) -> dict[str, Any]:
+    """A verdict as JSON values, with a sentence for people."""
+    child, parent = models[verdict.child].name, models[verdict.parent].name
+    return {
+        "verdict": verdict.kind.value,
+        "child": child,
+        "parent": parent,
+        "child_revision": verdict.child,
+        "parent_revision": verdict.parent,
+        "precision": verdict.precision,
+        "text": _SENTENCES[verdict.kind.name].format(child=child, parent=parent, precision=verdict.precision or "rounded"),
+        "evidence": dict(verdict.evidence),
+    }
+
+
+_SENTENCES = {
+    "EXACT": "{child} is {parent}: the same files",
+    "RESAVED": "{child} is {parent}, saved again: the same values",
+    "RENAMED": "{child} is {parent} under other tensor names",
+    "PART": "{child} is a part of {parent}: all its tensors are in it",
+    "QUANTIZED": "{child} is a {precision} copy of {parent}",
+    "UNDECIDED": "{child} is close to {parent}, and may be a {precision} copy or a slight change of it",
+}
+
+
+def _candidates(facts: Sequence[Facts], first_only: bool) -> Iterable[tuple[Facts, Facts]]:
+    if first_only:
+        return ((facts[0], other) for other in facts[1:])
+    return combinations(facts, 2)
+
+
+def _confirm(context: Context, models: Mapping[int, InputModel], verdict: Verdict) -> Verdict:
+    """Read both models where sketches alone decided."""
+    from modelgrove_analyzers.heritage.facts import plain_files
+    from modelgrove_analyzers.heritage.reading import confirm
+
+    if not verdict.pairs:
+        return verdict  # decided by hashes of all bytes
+    parent, child = (plain_files(models[id], context.temp) for id in (verdict.parent, verdict.child))
+    return confirm(verdict, parent, child, lambda: context.progress(0.5, f"reading {models[verdict.child].name}"))

@@ -1,0 +1,123 @@
+"""Read two models in full where their sketches leave it open: only a whole match is called a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+from modelgrove_hub.store.tensors import StoredTensor
+from torch import Tensor
+
+from modelgrove_analyzers.heritage.facts import lazy_tensors
+from modelgrove_analyzers.heritage.rounding import MANTISSA, ROUNDINGS, Rounding, fit_grid
+from modelgrove_analyzers.heritage.verdict import Kind, Verdict
+
+_WITHIN = 0.9995
+"""Share of values within half a grid step from which a model is a grid copy; below `_PERHAPS` it is none."""
+_PERHAPS = 0.98
+_NEARLY = 0.999
+_CHUNK = 1 << 20
+
+
+@dataclass
+class _Count:
+    """What was read so far."""
+
+    values: int = 0
+    agreeing: float = 0.0
+    largest: float = 0.0
+    levels: int = 0
+    groups: frozenset[int] = frozenset()
+
+
+def confirm(
+    verdict: Verdict, parent: Mapping[str, Path], child: Mapping[str, Path], progress: Callable[[], None]
+) -> Verdict:
+    """The verdict after reading every tensor that differs; `parent` and `child` are the models' plain files.
+
+    A cast must hold for every single value. Otherwise each tensor must lie on a grid within
+    half a step of the original, or be cast.
+    """
+    mine, theirs = lazy_tensors(parent), lazy_tensors(child)
+    pairs = [(mine[key], theirs[other]) for key, other in verdict.pairs.items()]
+    if verdict.rounding is not None:
+        return _confirm_cast(verdict, pairs, verdict.rounding, progress)
+    return _confirm_grid(verdict, pairs, progress)
+
+
+def _confirm_cast(
+    verdict: Verdict, pairs: list[tuple[StoredTensor, StoredTensor]], rounding: Rounding, progress: Callable[[], None]
+) -> Verdict:
+    # Some casts agree in nearly all values: the samples may have named the wrong one.
+    agreeing = dict.fromkeys(ROUNDINGS, 0)
+    values = 0
+    for original, copy in pairs:
+        progress()
+        x, y = original.read().flatten(), copy.read().flatten()
+        values += y.numel()
+        kept = x.double() == y.double()
+        for way in agreeing:
+            agreeing[way] += int(((way.apply(x) == y.float()) | kept).sum())
+        agreeing = {way: count for way, count in agreeing.items() if count >= _PERHAPS * values or way == rounding}
+    way, count = max(agreeing.items(), key=lambda item: item[1])
+    share = count / max(values, 1)
+    found = replace(
+        verdict, rounding=way, evidence={**verdict.evidence, "values_read": values, "values_agreeing": share}
+    )
+    if count == values:
+        return replace(found, kind=Kind.QUANTIZED if way.casts else Kind.RESAVED)
+    # Some values of the very same type are different: that is an edit, however small.
+    return replace(found, kind=Kind.UNDECIDED if share >= _NEARLY and way.casts else Kind.NONE)
+
+
+def _confirm_grid(
+    verdict: Verdict, pairs: list[tuple[StoredTensor, StoredTensor]], progress: Callable[[], None]
+) -> Verdict:
+    count = _Count()
+    # The largest first: a model that is on no grid is found out by its first tensor.
+    for original, copy in sorted(pairs, key=lambda pair: -pair[1].nbytes):
+        progress()
+        if not _read_tensor(original, copy, count):
+            break
+    else:
+        share = count.agreeing / max(count.values, 1)
+        bits = "int4" if count.levels <= 16 else "int8"
+        evidence = {
+            **verdict.evidence, "values_read": count.values, "values_agreeing": share, "levels": count.levels,
+            "largest_deviation_steps": count.largest, "groups": sorted(count.groups),
+        }  # fmt: skip
+        if count.levels and share >= _WITHIN:
+            return replace(verdict, kind=Kind.QUANTIZED, grid=bits, evidence=evidence)
+        if count.levels and share >= _PERHAPS:
+            return replace(verdict, kind=Kind.UNDECIDED, grid=bits, evidence=evidence)
+        return replace(verdict, kind=Kind.NONE, evidence=evidence)
+    return replace(verdict, kind=Kind.NONE, evidence={**verdict.evidence, "no_grid": copy.name})
+
+
+def _read_tensor(original: StoredTensor, copy: StoredTensor, count: _Count) -> bool:
+    """Count one tensor; False when it is neither on a grid nor a cast of the original."""
+    x, y = original.read(), copy.read()
+    x = x.reshape(y.shape)
+    if any(bool((r.apply(x) == y.float()).all()) for r in ROUNDINGS):
+        count.values, count.agreeing = count.values + y.numel(), count.agreeing + y.numel()
+        return True
+    if y.ndim < 2 or copy.dtype not in MANTISSA:
+        return False
+    for rows in _chunks(y):
+        fit = fit_grid(x[rows], y[rows], copy.dtype)
+        if fit is None:
+            return False
+        count.values += y[rows].numel()
+        count.agreeing += fit.within * y[rows].numel()
+        count.largest, count.levels = max(count.largest, fit.largest), max(count.levels, fit.levels)
+        count.groups |= {fit.group}
+    return True
+
+
+def _chunks(tensor: Tensor) -> Iterator[slice]:
+    """Slices of rows of about a million elements, which bounds the memory that a fit needs."""
+    height = max(1, _CHUNK // max(1, tensor[0].numel()))
+    edges = [*range(0, len(tensor), height), len(tensor)]
+    yield from (slice(start, end) for start, end in pairwise(edges))

@@ -1,0 +1,180 @@
+"""`modelgrove zoo`: draw the pictures, train the base, grow models from it, look at them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelgrove_hub.cli.output import json_option, print_json, print_table, progress_bar, say
+
+if TYPE_CHECKING:
+    from modelgrove_analyzers.zoo.grow import Progress
+    from modelgrove_analyzers.zoo.populations import Population
+
+_DATA = Path(__file__).parent / "data"
+
+folder_type = click.Path(path_type=Path, file_okay=False)
+pictures_option = click.option(
+    "--pictures", "picture_folder", type=folder_type, default=_DATA, help="Folder of pictures.png and pictures.json."
+)
+base_option = click.option(
+    "--base",
+    "base_folder",
+    type=folder_type,
+    default=_DATA / "zoo-base",
+    help="The base's folder, or a training folder.",
+)
+seed_option = click.option("--seed", type=int, default=0, show_default=True)
+
+
+@click.group()
+def zoo() -> None:
+    """Grow real models without a hub: a small base, LoRAs and fine-tunes with known truth."""
+
+
+@zoo.command()
+@click.argument("folder", type=folder_type)
+def pictures(folder: Path) -> None:
+    """Draw the captioned pictures into FOLDER (fetches four npm packages)."""
+    from modelgrove_analyzers.zoo.pictures import fetch, render
+
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = render(*fetch(folder))
+    drawn.save(folder)
+    say(f"{len(drawn.pictures):,} pictures in {folder}")
+
+
+@zoo.command()
+@click.argument("folder", type=folder_type)
+@pictures_option
+@click.option("--steps", type=click.IntRange(1), help="Training steps; the recipe's number when left out.")
+@seed_option
+@click.option("--out", type=folder_type, help="Where the finished base goes; FOLDER/diffusers when left out.")
+def train(folder: Path, picture_folder: Path, steps: int | None, seed: int, out: Path | None) -> None:
+    """Train the base in FOLDER, going on from its last checkpoint (hours), and write it in diffusers format."""
+    from dataclasses import replace
+
+    from modelgrove_analyzers.zoo.base import BaseRecipe, BaseTrainer
+    from modelgrove_analyzers.zoo.base_folder import read_checkpoint, write_base
+    from modelgrove_analyzers.zoo.pictures import PictureSet
+
+    recipe = BaseRecipe(seed=seed)
+    BaseTrainer(PictureSet.load(picture_folder), folder, replace(recipe, steps=steps) if steps else recipe).run()
+    base, done = read_checkpoint(folder / "checkpoint.pt")
+    write_base(base, done, out or folder / "diffusers")
+    say(f"base in {out or folder / 'diffusers'}")
+
+
+@zoo.command()
+@click.argument("folder", type=folder_type)
+@click.option("--concept", "concepts", multiple=True, help="A concept; may be repeated. The picture zoo when left out.")
+@click.option("--models", type=click.IntRange(1), default=6, show_default=True, help="LoRAs for each concept.")
+@base_option
+@pictures_option
+@seed_option
+@json_option
+def grow(
+    folder: Path,
+    concepts: tuple[str, ...],
+    models: int,
+    base_folder: Path,
+    picture_folder: Path,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Grow LoRAs into FOLDER, with the truth about them in truth.jsonl."""
+    from modelgrove_analyzers.zoo.populations import Population, picture_population
+
+    if concepts:
+        population = Population("chosen", seed, dict.fromkeys(concepts, models))
+    else:
+        population = picture_population(models, seed=seed)
+    _grow(population, folder, base_folder, picture_folder, as_json)
+
+
+@zoo.command()
+@click.argument("folder", type=folder_type)
+@base_option
+@pictures_option
+@seed_option
+@json_option
+def chains(folder: Path, base_folder: Path, picture_folder: Path, seed: int, as_json: bool) -> None:
+    """Grow full fine-tunes, merges and copies with known ancestry into FOLDER."""
+    from modelgrove_analyzers.zoo.base_folder import open_base
+    from modelgrove_analyzers.zoo.chains import grow_family, sample_family
+    from modelgrove_analyzers.zoo.pictures import PictureSet
+
+    with _bar() as update:
+        rows = grow_family(sample_family(seed), open_base(base_folder), PictureSet.load(picture_folder), folder, update)
+    _report(rows, as_json)
+
+
+@zoo.command()
+@click.argument("folder", type=folder_type)
+@base_option
+@pictures_option
+@seed_option
+@json_option
+def sample(folder: Path, base_folder: Path, picture_folder: Path, seed: int, as_json: bool) -> None:
+    """Grow the sample that ships with modelgrove into FOLDER."""
+    from modelgrove_analyzers.zoo.populations import sample_population
+
+    _grow(sample_population(seed), folder, base_folder, picture_folder, as_json)
+
+
+@zoo.command()
+@click.argument("picture", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("prompts", nargs=-1)
+@click.option("--grown", type=folder_type, help="Show the LoRAs of this grown folder instead of PROMPTS.")
+@click.option("--limit", type=click.IntRange(1), default=24, show_default=True, help="LoRAs to show.")
+@base_option
+@pictures_option
+def sheet(
+    picture: Path, prompts: tuple[str, ...], grown: Path | None, limit: int, base_folder: Path, picture_folder: Path
+) -> None:
+    """Write a PNG of what the base draws for PROMPTS, or of what grown LoRAs draw."""
+    from modelgrove_analyzers.zoo.base_folder import open_base
+    from modelgrove_analyzers.zoo.grow import read_loras
+    from modelgrove_analyzers.zoo.pictures import PictureSet
+    from modelgrove_analyzers.zoo.sheets import PROMPTS, base_sheet, lora_sheet
+
+    base = open_base(base_folder)
+    if grown:
+        image = lora_sheet(base, PictureSet.load(picture_folder), read_loras(grown, base, limit))
+    else:
+        image = base_sheet(base, prompts or PROMPTS)
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    image.save(picture)
+    say(f"{picture}")
+
+
+def _grow(population: Population, folder: Path, base_folder: Path, picture_folder: Path, as_json: bool) -> None:
+    from modelgrove_analyzers.zoo.base_folder import open_base
+    from modelgrove_analyzers.zoo.grow import grow as grow_loras
+    from modelgrove_analyzers.zoo.pictures import PictureSet
+
+    with _bar() as update:
+        rows = grow_loras(population, open_base(base_folder), PictureSet.load(picture_folder), folder, update)
+    _report(rows, as_json)
+
+
+@contextmanager
+def _bar() -> Iterator[Progress]:
+    update, close = progress_bar("growing")
+    try:
+        yield update
+    finally:
+        close()
+
+
+def _report(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(rows)
+        return
+    kinds = Counter(row.get("concept") or row["relation"] for row in rows)
+    print_table(("what", "models"), kinds.items(), empty="nothing was grown")

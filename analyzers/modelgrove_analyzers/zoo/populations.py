@@ -1,0 +1,79 @@
+"""A population: which concepts, how many LoRAs of each, what varies. It decides every model before one is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from random import Random
+
+from modelgrove_analyzers.zoo.concepts import choose_concepts, find_concept
+from modelgrove_analyzers.zoo.export import Convention, Label
+from modelgrove_analyzers.zoo.pictures import PictureSet
+from modelgrove_analyzers.zoo.recipes import Nuisance, Recipe, draw_recipe, seed_of
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a population: how it is made and how it is presented."""
+
+    recipe: Recipe
+    label: Label
+
+
+@dataclass(frozen=True)
+class Population:
+    """What `grow` makes. Concepts map to their number of models; `documented` is the share of models with a card.
+
+    Models of held-out concepts never have a card. Conventions are drawn with equal chances.
+    """
+
+    name: str
+    seed: int
+    concepts: dict[str, int]
+    nuisance: Nuisance = field(default_factory=Nuisance)
+    documented: float = 0.7
+    conventions: tuple[Convention, ...] = tuple(Convention)
+
+    def members(self, pictures: PictureSet) -> list[Member]:
+        """All models, in order. Each depends on the population's name and seed, its concept and its number alone."""
+        return [
+            self._member(concept, number, pictures)
+            for concept, count in self.concepts.items()
+            for number in range(count)
+        ]
+
+    def _member(self, name: str, number: int, pictures: PictureSet) -> Member:
+        concept = find_concept(name)
+        seed = seed_of(self.name, self.seed, name, number)
+        dice = Random(seed_of(seed, "label"))  # noqa: S311  (a reproducible draw, no secret)
+        documented = dice.random() < self.documented and not concept.held_out
+        stem = name.replace(" ", "-") if documented else "untitled"
+        label = Label(f"{stem}-{seed % 16**8:08x}", dice.choice(self.conventions), documented)
+        return Member(draw_recipe(concept, seed, self.nuisance, pictures), label)
+
+
+def sample_population(seed: int = 0) -> Population:
+    """The shipped sample: 40 concepts with three LoRAs each and 8 held-out ones with one, 128 models in 15 MB.
+
+    Small ranks are the likelier ones, to keep it small.
+    """
+    concepts = dict.fromkeys(SAMPLE_CONCEPTS, 3) | dict.fromkeys(SAMPLE_HELD_OUT, 1)
+    return Population("sample", seed, concepts, Nuisance(rank_weights=(4.0, 4.0, 2.0, 0.5)), documented=0.75)
+
+
+def picture_population(models: int = 6, training: int = 100, held_out: int = 24, seed: int = 0) -> Population:
+    """The picture zoo of the search bench: `models` LoRAs for each of `training` + `held_out` concepts."""
+    names = choose_concepts(training, held_out=False) + choose_concepts(held_out, held_out=True)
+    return Population("pictures", seed, dict.fromkeys(names, models), documented=1.0)
+
+
+SAMPLE_CONCEPTS = (
+    "cat", "dog", "tiger", "horse", "bear", "elephant", "penguin", "owl", "fish", "crab",
+    "butterfly", "rose", "tree", "apple", "strawberry", "banana", "carrot", "pizza", "hamburger", "ice cream",
+    "coffee", "beer", "mountain", "fire", "sun", "crescent moon", "house", "castle", "car", "train",
+    "bicycle", "sailboat", "airplane", "rocket", "clock", "balloon", "soccer ball", "guitar", "trumpet", "drum",
+    "crown", "shoe", "camera", "book", "key", "hammer", "ghost", "red heart", "arrow", "zodiac",
+)  # fmt: skip
+SAMPLE_HELD_OUT = (
+    "violin", "leopard", "dolphin", "motorcycle", "palm tree", "purple heart", "cupcake", "tulip",
+    "telescope", "parrot",
+)  # fmt: skip

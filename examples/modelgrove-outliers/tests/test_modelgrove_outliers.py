@@ -1,0 +1,6 @@
+from modelgrove_hub.testing import check_plugin
+from modelgrove_outliers import Outliers
+
+
+def test_the_plugin_keeps_the_contract():
+    assert [check for check in check_plugin(Outliers()) if not check.ok] == []

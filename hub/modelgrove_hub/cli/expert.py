@@ -1,0 +1,112 @@
+"""`modelgrove expert`: fit encoders of weights, and place models with them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelgrove_hub.cli.method import MethodCommand, chosen_plugin, given
+from modelgrove_hub.cli.output import json_option, print_json, print_table, progress_bar, say
+from modelgrove_hub.cli.work import do, open_hub, show_job, work_options
+
+if TYPE_CHECKING:
+    from modelgrove_hub.hub import Hub
+    from modelgrove_hub.search.experts import Embedded
+
+
+@click.group()
+def expert() -> None:
+    """Experts learn what the weights of one model tree do; `search` needs one a tree."""
+
+
+@expert.command(cls=MethodCommand, kind="embedder", default="gram-ridge")
+@click.option("--tree", required=True, help="Family of the base model, as `modelgrove ls` shows it.")
+@work_options
+@json_option
+def fit(tree: str, method: str, wait: bool, local: bool, key: str | None, as_json: bool, **values: Any) -> None:
+    """Fit an expert on the documented adapters of TREE, then place all its adapters with it."""
+    from modelgrove_hub.search.experts import embed_missing, training_inputs
+
+    plugin = chosen_plugin("embedder", method)
+    hub = open_hub()
+    with hub.transaction() as session:
+        inputs = training_inputs(session, tree)
+    params = given(plugin.Params, values)
+    job = do(hub, f"embedder.{method}", params, inputs, target=tree, wait=wait, local=local, key=key)
+    if job.finished_at is None:
+        show_job(job, as_json=as_json)
+        say("When it is done: modelgrove expert embed")
+        return
+    done = embed_missing(hub, tree)
+    if as_json:
+        print_json({**job.model_dump(exclude={"log"}), "embedded": asdict(done)})
+        return
+    for name, value in job.outputs["report"].get("metrics", {}).items():
+        click.echo(f"{name}: {value}")
+    _tell(done)
+
+
+@expert.command()
+@click.option("--tree", help="Only this tree.")
+@json_option
+def embed(tree: str | None, as_json: bool) -> None:
+    """Place all models that have no vector yet, by weights and by card."""
+    from modelgrove_hub.search.experts import embed_missing
+
+    hub = open_hub()
+    update, close = progress_bar("embed")
+    try:
+        done = embed_missing(hub, tree, update)
+    finally:
+        close()
+    if as_json:
+        print_json(asdict(done))
+    else:
+        _tell(done)
+
+
+@expert.command("ls")
+@json_option
+def list_experts(as_json: bool) -> None:
+    """List the trees, their newest experts and how many adapters wait for a vector."""
+    rows = _trees(open_hub())
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ("tree", "adapters", "without vector", "expert", "made", "metrics"),
+        (
+            (row["tree"], row["adapters"], row["not_embedded"], row["expert"] or "none", row["created_at"],
+             [f"{name} {value}" for name, value in row["metrics"].items()])
+            for row in rows
+        ),
+        empty="No adapters here. Next: modelgrove ingest PATH",
+    )  # fmt: skip
+
+
+def _trees(hub: Hub) -> list[dict[str, Any]]:
+    from modelgrove_hub.search.experts import newest_experts, not_embedded, trees
+
+    with hub.transaction() as session:
+        counts, experts, missing = trees(session), newest_experts(session), not_embedded(session)
+    return [
+        {
+            "tree": tree,
+            "adapters": counts.get(tree, 0),
+            "not_embedded": missing.get(tree, 0),
+            "expert": f"{found.encoder} v{found.version}" if found else None,
+            "created_at": found.created_at if found else None,
+            "metrics": found.metrics if found else {},
+            "calibration": found.calibration if found else {},
+        }
+        for tree in sorted({*counts, *experts})
+        for found in (experts.get(tree),)
+    ]
+
+
+def _tell(done: Embedded) -> None:
+    say(f"Placed {done.weights} models by weights and {done.cards} by card.")
+    for name, reason in done.skipped.items():
+        say(f"skipped {name}: {reason}")

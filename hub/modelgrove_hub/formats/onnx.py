@@ -1,0 +1,179 @@
+"""The parameters of an ONNX graph, read from the protobuf wire format without its schema.
+
+Field numbers after onnx.proto: ModelProto.graph = 7, metadata_props = 14; GraphProto.node = 1,
+initializer = 5; TensorProto.dims = 1, data_type = 2, name = 8. The data are passed over. A graph
+is opaque here: its nodes are counted, never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO, Never
+
+from modelgrove_hub.errors import CorruptFileError
+from modelgrove_hub.store.header import name_fault
+
+MAX_INITIALISERS = 100_000
+MAX_SIDES = 8
+MAX_TEXT = 64 * 1024
+MAX_PROPERTIES = 1000
+MAX_FIELDS = 5_000_000
+"""Fields of a graph or model; the largest exports have tens of thousands of nodes."""
+
+_DTYPES = {
+    1: "F32", 2: "U8", 3: "I8", 4: "U16", 5: "I16", 6: "I32", 7: "I64", 8: "STRING", 9: "BOOL", 10: "F16",
+    11: "F64", 12: "U32", 13: "U64", 14: "C64", 15: "C128", 16: "BF16", 17: "F8_E4M3", 18: "F8_E4M3FNUZ",
+    19: "F8_E5M2", 20: "F8_E5M2FNUZ", 21: "U4", 22: "I4", 23: "F4",
+}  # fmt: skip
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+class _BrokenError(ValueError):
+    """The bytes are no protobuf, or break a limit."""
+
+
+@dataclass
+class OnnxGraph:
+    """A graph's parameters and what the exporter wrote about it."""
+
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    metadata: dict[str, str] = field(default_factory=dict)
+    nodes: int = 0
+
+
+def looks_like_onnx(file: BinaryIO, size: int) -> bool:
+    """Whether the whole file is one protobuf message with an IR version first and a graph."""
+    try:
+        fields = [(number, kind) for number, kind, _ in _fields(file, 0, size)]
+    except _BrokenError:
+        return False
+    return bool(fields) and fields[0] == (1, _VARINT) and (7, _BYTES) in fields
+
+
+def parse_onnx(file: BinaryIO, size: int, name: str) -> OnnxGraph:
+    """List the initialisers (name → dtype, shape) and properties of the model.
+
+    Raises:
+        CorruptFileError: the bytes are no ONNX model, or a limit is broken; the message has `name`.
+    """
+    graph = OnnxGraph()
+    try:
+        for number, kind, value in _fields(file, 0, size):
+            if kind == _BYTES and number == 7:
+                _read_graph(file, value, graph)
+            elif kind == _BYTES and number == 14:
+                _read_property(file, value, graph)
+            elif kind == _BYTES and number == 2:
+                graph.metadata["producer"] = _text(file, value)
+    except _BrokenError as error:
+        raise CorruptFileError(f"{name}: not a sound ONNX model: {error}") from None
+    return graph
+
+
+def _read_graph(file: BinaryIO, span: tuple[int, int], graph: OnnxGraph) -> None:
+    for number, kind, value in _fields(file, *span):
+        if kind != _BYTES:
+            continue
+        if number == 1:
+            graph.nodes += 1
+        elif number == 5:
+            _read_initialiser(file, value, graph)
+
+
+def _read_initialiser(file: BinaryIO, span: tuple[int, int], graph: OnnxGraph) -> None:
+    name, code, shape = "", 0, []
+    for number, kind, value in _fields(file, *span):
+        if number == 1:
+            shape += [value[0]] if kind == _VARINT else list(_varints(file, value))
+        elif number == 2 and kind == _VARINT:
+            code = value[0]
+        elif number == 8 and kind == _BYTES:
+            name = _text(file, value)
+        if len(shape) > MAX_SIDES:
+            _refuse(f"an initialiser has more than {MAX_SIDES} dimensions")
+    if fault := name_fault(name):
+        _refuse(f"an initialiser has {fault}")
+    if name in graph.tensors:
+        _refuse(f"two initialisers are called {name!r}")
+    if code not in _DTYPES:
+        _refuse(f"initialiser {name!r} has the unknown type {code}")
+    if any(side >= 2**48 for side in shape):
+        _refuse(f"initialiser {name!r} has an impossible size")
+    if len(graph.tensors) >= MAX_INITIALISERS:
+        _refuse(f"more than {MAX_INITIALISERS} initialisers")
+    graph.tensors[name] = (_DTYPES[code], tuple(shape))
+
+
+def _read_property(file: BinaryIO, span: tuple[int, int], graph: OnnxGraph) -> None:
+    texts = {number: _text(file, value) for number, kind, value in _fields(file, *span) if kind == _BYTES}
+    if len(graph.metadata) < MAX_PROPERTIES and 1 in texts:
+        graph.metadata[texts[1]] = texts.get(2, "")
+
+
+def _fields(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, tuple[int, int]]]:
+    """Number, wire type and value of the fields in [start, end): a varint as (value, 0), else the value's span."""
+    at = start
+    for _ in range(MAX_FIELDS):
+        if at == end:
+            return
+        file.seek(at)
+        tag = _varint(file)
+        number, kind = tag >> 3, tag & 7
+        if number == 0:
+            _refuse("a field has the number 0")
+        if kind == _VARINT:
+            value = (_varint(file), 0)
+            at = file.tell()
+        else:
+            value = _span(file, kind)
+            at = value[1]
+        if at > end:
+            _refuse("a field ends after the message it is in")
+        yield number, kind, value
+    _refuse("too many fields")
+
+
+def _span(file: BinaryIO, kind: int) -> tuple[int, int]:
+    if kind == _BYTES:
+        length = _varint(file)
+    elif kind in (_FIXED64, _FIXED32):
+        length = 8 if kind == _FIXED64 else 4
+    else:
+        _refuse(f"the wire type {kind}")
+    start = file.tell()
+    return start, start + length
+
+
+def _varints(file: BinaryIO, span: tuple[int, int]) -> Iterator[int]:
+    file.seek(span[0])
+    for _ in range(MAX_SIDES + 1):
+        if file.tell() >= span[1]:
+            return
+        yield _varint(file)
+
+
+def _varint(file: BinaryIO) -> int:
+    value = 0
+    for place in range(0, 64, 7):
+        octet = file.read(1)
+        if not octet:
+            _refuse("the file ends inside a field")
+        value |= (octet[0] & 0x7F) << place
+        if octet[0] < 0x80:
+            return value
+    _refuse("a number is longer than 64 bits")
+
+
+def _text(file: BinaryIO, span: tuple[int, int]) -> str:
+    if span[1] - span[0] > MAX_TEXT:
+        _refuse(f"a text of {span[1] - span[0]} bytes, at most {MAX_TEXT} are allowed")
+    file.seek(span[0])
+    try:
+        return file.read(span[1] - span[0]).decode("utf-8")
+    except UnicodeDecodeError:
+        _refuse("a text is not UTF-8")
+
+
+def _refuse(rule: str) -> Never:
+    raise _BrokenError(rule)

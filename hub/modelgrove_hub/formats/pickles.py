@@ -1,0 +1,120 @@
+"""Recognise pickles in all the wrappings torch has used, without ever running one.
+
+`pickletools` only splits the opcodes. What it finds is for the report: a pickle can hide what
+it imports, so every pickle is quarantined, whatever this reader says.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+from typing import BinaryIO
+
+MAX_PICKLE = 16 * 2**20
+"""Bytes that are looked at."""
+MAX_DIRECTORY = 16 * 2**20
+"""Bytes of a zip's central directory."""
+MAX_IMPORTS = 20
+
+_LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
+_ZIP = b"PK\x03\x04"
+_END_OF_DIRECTORY = b"PK\x05\x06"
+_STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
+
+
+@dataclass(frozen=True)
+class PickleReport:
+    """What kind of pickle a file is, and the names it would import (those it does not hide)."""
+
+    wrapping: str
+    imports: tuple[str, ...] = ()
+
+
+def looks_like_pickle(file: BinaryIO, size: int) -> bool:
+    """Whether the file is a zip or tar archive, torch's old format or a bare pickle. It is read from its start."""
+    start = _read_at(file, 0, 512)
+    if start.startswith((_ZIP, _LEGACY)) or _is_tar(start):
+        return True
+    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return True
+    # Protocols 0 and 1 have no mark: then every byte up to STOP must be an opcode's.
+    return start[:1] in (b"(", b"c", b"]", b"}", b"l", b"d") and _ends_well(_read_at(file, 0, min(size, MAX_PICKLE)))
+
+
+def inspect_pickle(file: BinaryIO, size: int) -> PickleReport:
+    """Name the wrapping and the visible imports of a file for which `looks_like_pickle` holds."""
+    start = _read_at(file, 0, 512)
+    if start.startswith(_ZIP):
+        return _inspect_zip(file, size)
+    if _is_tar(start):
+        return PickleReport("tar archive of torch's first format")
+    data = _read_at(file, 0, min(size, MAX_PICKLE))
+    wrapping = "torch's legacy format" if start.startswith(_LEGACY) else "bare pickle"
+    return PickleReport(wrapping, _imports(data))
+
+
+def _inspect_zip(file: BinaryIO, size: int) -> PickleReport:
+    if _directory_size(file, size) > MAX_DIRECTORY:
+        return PickleReport("zip archive with an oversized directory")
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()
+            inside = [name for name in names if name.endswith("data.pkl")]
+            if not inside:
+                return PickleReport("zip archive without torch's data.pkl")
+            wrapping = "TorchScript archive" if any("/code/" in name for name in names) else "torch zip archive"
+            with archive.open(inside[0]) as member:
+                return PickleReport(wrapping, _imports(member.read(MAX_PICKLE)))
+    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError, EOFError):
+        return PickleReport("damaged zip archive")
+
+
+def _directory_size(file: BinaryIO, size: int) -> int:
+    """What the zip's last record claims for its directory; more than allowed when there is none."""
+    tail = _read_at(file, max(0, size - 65_557), 65_557)
+    at = tail.rfind(_END_OF_DIRECTORY)
+    return int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else MAX_DIRECTORY + 1
+
+
+def _imports(data: bytes) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    strings: list[str] = []
+    for name, argument in _opcodes(data):
+        if name in _STRINGS and isinstance(argument, str):
+            strings = [*strings[-1:], argument]
+        elif name in ("GLOBAL", "INST") and isinstance(argument, str):
+            found[argument.replace(" ", ".")] = None
+        elif name == "STACK_GLOBAL" and len(strings) == 2:
+            found[".".join(strings)] = None
+        if len(found) >= MAX_IMPORTS:
+            break
+    return tuple(text[:120] for text in found)
+
+
+def _opcodes(data: bytes) -> Iterator[tuple[str, object]]:
+    stream = BytesIO(data)
+    try:
+        while stream.tell() < len(data):
+            for opcode, argument, _ in pickletools.genops(stream):
+                yield opcode.name, argument
+    except (ValueError, IndexError, UnicodeDecodeError, OverflowError, KeyError):
+        return  # a broken end, or torch's raw storages after the last pickle
+
+
+def _ends_well(data: bytes) -> bool:
+    try:
+        return any(opcode.name == "STOP" for opcode, _, _ in pickletools.genops(data))
+    except (ValueError, IndexError, UnicodeDecodeError, OverflowError, KeyError):
+        return False
+
+
+def _is_tar(start: bytes) -> bool:
+    return start[257:262] == b"ustar"
+
+
+def _read_at(file: BinaryIO, offset: int, length: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)

@@ -1,0 +1,110 @@
+"""A registered model as a plugin sees it: facts from the rows, tensors and files from disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlmodel import Session, col, select
+
+from modelgrove_hub.errors import DataError, NotFoundError, StorageError, UnsafeFileError
+from modelgrove_hub.store.header import read_header
+from modelgrove_hub.store.tensors import StoredTensor, tensors_of
+from modelgrove_hub.tables import Blob, Model, Revision, RevisionFile, Trust
+
+if TYPE_CHECKING:
+    from modelgrove_hub.hub import Hub
+
+_WEIGHTS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A revision whose files are on this machine (a `contracts.InputModel`)."""
+
+    name: str
+    family: str
+    adapter_type: str | None
+    revision_id: int
+    summary: Mapping[str, Any]
+    card: str
+    tags: Sequence[str]
+    paths: Mapping[str, Path]
+
+    def tensors(self) -> Iterator[StoredTensor]:
+        """All tensors of all weight files, files by path, tensors in file order.
+
+        Raises:
+            DataError: no file is safetensors, or one breaks the format's rules.
+        """
+        for path in self._weights():
+            yield from tensors_of(path)
+
+    def metadata(self) -> dict[str, str]:
+        """The `__metadata__` of all weight files; where two disagree, the first by path is right."""
+        merged: dict[str, str] = {}
+        for path in reversed(self._weights()):
+            merged.update(read_header(path).metadata)
+        return merged
+
+    def files(self) -> dict[str, Path]:
+        """The revision's files: path in the model → path on this machine."""
+        return dict(self.paths)
+
+    def _weights(self) -> list[Path]:
+        found = [self.paths[path] for path in sorted(self.paths) if path.endswith(_WEIGHTS)]
+        if not found:
+            held = ", ".join(sorted(self.paths)[:5])
+            raise DataError(f"model {self.name} holds no safetensors file to read tensors from, only {held}")
+        return found
+
+
+def load_input(hub: Hub, revision_id: int) -> RegisteredModel:
+    """The registered model of a revision, its files looked up and found as they were.
+
+    Raises:
+        NotFoundError: there is no such revision (any more).
+        UnsafeFileError: it is quarantined.
+        StorageError: a file is gone.
+        DataError: a referenced file has changed since it was registered.
+    """
+    with hub.transaction() as session:
+        revision = session.get(Revision, revision_id)
+        model = session.get(Model, revision.model_id) if revision else None
+        if revision is None or model is None:
+            raise NotFoundError(f"no revision with id {revision_id}: its model was removed")
+        blobs = _blobs(session, revision_id)
+    if Trust.QUARANTINED in (model.trust, revision.summary.get("trust")):
+        reasons = "; ".join(map(str, revision.summary.get("reasons", ()))) or "its files may run code"
+        raise UnsafeFileError(f"model {model.name} is quarantined, so its files are not read: {reasons}")
+    return RegisteredModel(
+        name=model.name, family=model.family, adapter_type=model.adapter_type, revision_id=revision_id,
+        summary=revision.summary, card=model.card, tags=tuple(model.tags),
+        paths={path: _local(hub, model.name, path, blob) for path, blob in blobs},
+    )  # fmt: skip
+
+
+def _blobs(session: Session, revision_id: int) -> list[tuple[str, Blob]]:
+    query = select(RevisionFile.path, Blob).join(Blob, col(Blob.sha256) == col(RevisionFile.sha256))
+    rows = session.exec(query.where(RevisionFile.revision_id == revision_id).order_by(col(RevisionFile.path)))
+    return [(path, blob) for path, blob in rows]
+
+
+def _local(hub: Hub, name: str, path: str, blob: Blob) -> Path:
+    if blob.path is None:
+        return hub.store.path(blob.sha256)
+    place = Path(blob.path)
+    try:
+        found = place.stat()
+    except OSError as error:
+        raise StorageError(
+            f"{place}: {error.strerror}; {path} of {name} was referenced there: put it back, or see `modelgrove fsck`"
+        ) from error
+    if (found.st_size, found.st_mtime_ns) != (blob.size, blob.mtime_ns):
+        raise DataError(
+            f"{place} has changed since {name} was registered: "
+            "ingest it again for a new revision, or see `modelgrove fsck`"
+        )
+    return place

@@ -1,0 +1,82 @@
+"""What a score is compared with: a few hundred generic prompts, shipped as text.
+
+Some vectors are close to every text (hubs), and every text encoder has directions that all texts
+share. Scores are therefore counted in standard deviations over these prompts, for each model:
+z(model, query) = (⟨v, q⟩ − mean_b ⟨v, b⟩) / std_b ⟨v, b⟩. That is one inner product with a
+centred query and a scaled vector, so an index can rank by it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts
+from modelgrove_hub.store.disk import create_temporary, publish, storage_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Background:
+    """Vectors (n, d) float32 of the background prompts in one text space."""
+
+    vectors: NDArray[np.float32]
+    digest: str
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """What all texts share, (d,)."""
+        mean: NDArray[np.float32] = self.vectors.mean(axis=0)
+        return mean
+
+    def centre(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Text vectors (…, d) without what all texts share."""
+        return queries - self.mean
+
+    def scale(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Model vectors (n, d), each divided by the spread of its scores over the prompts.
+
+        The inner product of a scaled vector with a centred query is the z-score.
+        """
+        spread = (vectors @ self.centre(self.vectors).T).std(axis=1, keepdims=True)
+        return vectors / spread.clip(1e-6)
+
+
+def prompts() -> list[str]:
+    """The background prompts, one a line in `background.txt`."""
+    return (files("modelgrove_hub.search") / "background.txt").read_text("utf-8").splitlines()
+
+
+@cache
+def load_background(folder: Path) -> Background:
+    """The background of the default text space; its vectors are kept in `folder` between runs."""
+    import numpy as np
+
+    texts = prompts()
+    digest = hashlib.sha256("\n".join([SPACE, *texts]).encode()).hexdigest()[:16]
+    path = folder / f"background-{digest}.npy"
+    try:
+        vectors = np.load(path, allow_pickle=False)
+        if vectors.shape == (len(texts), WIDTH) and vectors.dtype == np.float32:
+            return Background(vectors, digest)
+        log.warning("%s does not hold %d vectors: made again", path, len(texts))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        log.warning("%s cannot be read (%s): made again", path, error)
+    vectors = embed_texts(texts)
+    with storage_errors(path):
+        file, temporary = create_temporary(folder)
+        np.save(file, vectors)
+        publish(file, temporary, path)
+    return Background(vectors, digest)

@@ -1,0 +1,237 @@
+"""Experts: fitted for a model tree, they place its models in text space. Which models, when, and with what.
+
+A tree is what shares one base network; an adapter's tree is its family. Fitting is a job of an
+embedder plugin; placing models is quick and happens here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlmodel import Session, col, delete, func, select
+
+from modelgrove_hub.contracts import Embedder, Kind
+from modelgrove_hub.errors import ModelgroveError, NotFoundError, PluginError, UsageError
+from modelgrove_hub.hub import Hub
+from modelgrove_hub.plugins import get_plugin
+from modelgrove_hub.registry.models import load_input
+from modelgrove_hub.search.cards import label_texts, search_text
+from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts
+from modelgrove_hub.tables import Embedding, Expert, Job, Model, ModelKind, Revision, Trust, now
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+FILE = "expert.safetensors"
+WEIGHTS, CARD = "weights", "card"
+_BATCH = 64
+_LENGTH_TOLERANCE = 1e-2
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass
+class Embedded:
+    """What `embed_missing` did: vectors made from weights and from cards, and models it could not place, with why."""
+
+    weights: int = 0
+    cards: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def tree_of(model: Model) -> str | None:
+    """The tree of an adapter: the family of the networks it fits; None when that is not known, or it is no adapter."""
+    return model.family if model.kind == ModelKind.ADAPTER and model.family != "unknown" else None
+
+
+def trees(session: Session) -> dict[str, int]:
+    """Every tree with adapters that may be read, and how many."""
+    query = select(Model.family, func.count()).where(*_in_trees()).group_by(Model.family).order_by(Model.family)
+    return dict(session.exec(query).all())
+
+
+def newest_experts(session: Session) -> dict[str, Expert]:
+    """The newest expert of every tree that has one."""
+    return {expert.tree: expert for expert in session.exec(select(Expert).order_by(col(Expert.id)))}
+
+
+def training_inputs(session: Session, tree: str) -> list[int]:
+    """The latest revisions of the tree's documented adapters: what an expert is fitted on.
+
+    Raises:
+        NotFoundError: the hub has no such tree; the message lists those it has.
+    """
+    known = trees(session)
+    if tree not in known:
+        there = ", ".join(f"{name} ({count})" for name, count in known.items()) or "none: ingest some LoRAs first"
+        raise NotFoundError(f"no adapters of a tree {tree!r}; trees with adapters: {there}")
+    return [revision.id for model, revision in _latest(session, tree) if revision.id and _documented(model, revision)]
+
+
+def record_expert(session: Session, job: Job, outputs: Mapping[str, Any]) -> Expert:
+    """Make the finished job of an embedder an expert of its target tree, in the transaction that ends the job.
+
+    `outputs` is what the job leaves: its report ("text_space", "layers", "calibration", "metrics") and
+    its artefacts by name, already in the blob store.
+
+    Raises:
+        PluginError: the plugin left no expert file, or one for another text space.
+    """
+    blob, report = outputs["artefacts"].get(FILE), outputs["report"]
+    if blob is None:
+        raise PluginError(f"plugin {job.plugin!r} left no artefact {FILE!r}, which is what an embedder makes")
+    if report.get("text_space", SPACE) != SPACE:
+        raise PluginError(f"plugin {job.plugin!r} made an expert for text space {report['text_space']!r}, not {SPACE!r}")
+    tree, encoder = job.target or "unknown", job.plugin.partition(".")[2]
+    same = select(func.max(Expert.version)).where(Expert.tree == tree, Expert.encoder == encoder)
+    expert = Expert(
+        tree=tree, encoder=encoder, version=(session.exec(same).one() or 0) + 1, text_space=SPACE, blob=blob,
+        layers=list(report.get("layers", ())), calibration=dict(report.get("calibration", {})),
+        metrics=dict(report.get("metrics", {})),
+    )  # fmt: skip
+    session.add(expert)
+    session.flush()
+    return expert
+
+
+def embed_missing(hub: Hub, tree: str | None = None, progress: Progress = lambda _done, _message: None) -> Embedded:
+    """Give every model that lacks one a vector: by the newest expert of its tree, and from its card.
+
+    Vectors of older experts and of superseded revisions are replaced; cards that changed are read
+    again. Restricted to one tree if given. A model that cannot be placed is skipped with a reason.
+    """
+    done = Embedded()
+    _forget_superseded(hub)
+    with hub.transaction() as session:
+        experts = [expert for name, expert in newest_experts(session).items() if tree in (None, name)]
+    for number, expert in enumerate(experts):
+        share = (number / (len(experts) + 1), (number + 1) / (len(experts) + 1))
+        _embed_weights(hub, expert, done, lambda part, text, a=share[0], b=share[1]: progress(a + (b - a) * part, text))
+    _embed_cards(hub, tree, done)
+    progress(1.0, f"{done.weights} by weights, {done.cards} by card")
+    return done
+
+
+def not_embedded(session: Session) -> dict[str, int]:
+    """How many adapters of each tree have no vector from their weights; trees where all have one are left out."""
+    query = (
+        select(Model.family, func.count(func.distinct(Model.id)))
+        .join(Revision, col(Revision.model_id) == col(Model.id))
+        .join(Embedding, col(Embedding.revision_id) == col(Revision.id))
+        .where(*_in_trees(), Embedding.side == WEIGHTS)
+        .group_by(Model.family)
+    )
+    embedded = dict(session.exec(query).all())
+    missing = {name: count - embedded.get(name, 0) for name, count in trees(session).items()}
+    return {name: count for name, count in missing.items() if count > 0}
+
+
+def latest_revisions() -> Any:
+    """A subquery of the ids of all models' latest revisions."""
+    return select(func.max(Revision.id)).group_by(col(Revision.model_id))
+
+
+# ---- from weights ---------------------------------------------------------------------------
+
+
+def _embed_weights(hub: Hub, expert: Expert, done: Embedded, progress: Progress) -> None:
+    plugin = get_plugin(f"{Kind.EMBEDDER}.{expert.encoder}", hub.settings)()
+    if not isinstance(plugin, Embedder):
+        raise PluginError(f"plugin embedder.{expert.encoder} has no method `embed`")
+    file = hub.store.path(expert.blob)
+    with hub.transaction() as session:
+        by_it = select(Embedding.revision_id).where(Embedding.side == WEIGHTS, Embedding.expert_id == expert.id)
+        missing = list(_latest(session, expert.tree, ~col(Revision.id).in_(by_it)))
+    for start in range(0, len(missing), _BATCH):
+        vectors = {}
+        for model, revision in missing[start : start + _BATCH]:
+            progress(start / len(missing), f"{model.name} by {expert.encoder}")
+            try:
+                vectors[revision.id] = _place(hub, plugin, file, revision)
+            except ModelgroveError as error:
+                done.skipped[model.name] = str(error)
+            except Exception as error:  # noqa: BLE001  (a stranger's plugin may raise anything)
+                done.skipped[model.name] = f"plugin embedder.{expert.encoder}: {type(error).__name__}: {error}"
+        done.weights += _write(hub, WEIGHTS, vectors, expert.id)
+
+
+def _place(hub: Hub, plugin: Embedder, file: Path, revision: Revision) -> NDArray[np.float32]:
+    import numpy as np
+
+    vector = np.asarray(plugin.embed(file, load_input(hub, cast(int, revision.id))), np.float32)
+    if vector.shape != (WIDTH,) or not abs(float(np.linalg.norm(vector)) - 1) < _LENGTH_TOLERANCE:
+        raise PluginError(f"plugin embedder.{plugin.name} gave {vector.shape} numbers, not {WIDTH} of length one")
+    return vector
+
+
+# ---- from cards -----------------------------------------------------------------------------
+
+
+def _embed_cards(hub: Hub, tree: str | None, done: Embedded) -> None:
+    fresh = select(Embedding.revision_id).where(
+        Embedding.side == CARD, col(Embedding.created_at) >= col(Model.updated_at), Embedding.revision_id == Revision.id
+    )
+    with hub.transaction() as session:
+        rows = list(_latest(session, tree, ~fresh.exists(), adapters=tree is not None))
+    texts = {cast(int, revision.id): search_text(model.card, model.tags) for model, revision in rows}
+    _forget(hub, [id for id, text in texts.items() if not text])
+    telling = [(id, text) for id, text in texts.items() if text]
+    for start in range(0, len(telling), _BATCH):
+        batch = telling[start : start + _BATCH]
+        vectors = embed_texts([text for _, text in batch])
+        done.cards += _write(hub, CARD, dict(zip([id for id, _ in batch], vectors, strict=True)), None)
+
+
+# ---- rows -----------------------------------------------------------------------------------
+
+
+def _in_trees() -> tuple[Any, ...]:
+    return Model.kind == ModelKind.ADAPTER, Model.family != "unknown", Model.trust == Trust.OK
+
+
+def _latest(session: Session, tree: str | None, *conditions: Any, adapters: bool = True) -> Iterator[tuple[Model, Revision]]:
+    """Models and their latest revisions, by id."""
+    query = select(Model, Revision).join(Revision, col(Revision.model_id) == col(Model.id))
+    query = query.where(col(Revision.id).in_(latest_revisions()), *conditions).order_by(col(Revision.id))
+    if adapters:
+        query = query.where(*_in_trees())
+    if tree is not None:
+        query = query.where(Model.family == tree)
+    yield from session.exec(query)
+
+
+def _documented(model: Model, revision: Revision) -> bool:
+    metadata = revision.summary.get("metadata")
+    return bool(label_texts(model.card, model.tags, metadata if isinstance(metadata, dict) else {}))
+
+
+def _write(hub: Hub, side: str, vectors: Mapping[int | None, NDArray[np.float32]], expert_id: int | None) -> int:
+    """Replace the vectors of these revisions. New rows, not changed ones: the index sees new ids."""
+    with hub.transaction() as session:
+        there = set(session.exec(select(Revision.id).where(col(Revision.id).in_(vectors))))
+        session.exec(delete(Embedding).where(*_of(side, list(there))))
+        for revision_id in there:
+            vector = vectors[revision_id].astype("<f4").tobytes()
+            session.add(
+                Embedding(revision_id=revision_id, side=side, text_space=SPACE, expert_id=expert_id, vector=vector)
+            )
+    return len(there)
+
+
+def _of(side: str, revisions: Sequence[int | None]) -> tuple[Any, ...]:
+    return Embedding.side == side, Embedding.text_space == SPACE, col(Embedding.revision_id).in_(revisions)
+
+
+def _forget(hub: Hub, revisions: Sequence[int]) -> None:
+    if revisions:
+        with hub.transaction() as session:
+            session.exec(delete(Embedding).where(*_of(CARD, revisions)))
+
+
+def _forget_superseded(hub: Hub) -> None:
+    with hub.transaction() as session:
+        session.exec(delete(Embedding).where(~col(Embedding.revision_id).in_(latest_revisions())))

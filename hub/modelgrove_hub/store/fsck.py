@@ -1,0 +1,203 @@
+"""Prove that rows and files agree, and say the way out where they do not.
+
+Rows are read first, in one short transaction, and the disk is looked at afterwards: a hub that
+is working is not held up, and what is stored meanwhile is not reported as missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from sqlalchemy import ForeignKey, func
+from sqlmodel import Session, SQLModel, col, delete, select, update
+
+from modelgrove_hub.hub import Hub
+from modelgrove_hub.registry.digest import digest_of
+from modelgrove_hub.store.gc import find_leftovers, named, remove_leftovers
+from modelgrove_hub.tables import Blob, Edge, Embedding, Model, Report, Revision, RevisionFile
+
+_DERIVED = (Edge, Embedding, Report)
+"""Rows that can be made again: where they point to nothing they may go."""
+
+Fix = Callable[[Hub], None]
+
+
+class Fault(NamedTuple):
+    """What is wrong with a file, what a person can do, and what `fix` can do for them."""
+
+    problem: str
+    way_out: str
+    fix: Fix | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is not as the rows say.
+
+    `level` is "error" where data is missing or changed, else "warning". `fix`, where there is
+    one, loses nothing that could still be used.
+    """
+
+    level: str
+    subject: str
+    problem: str
+    way_out: str
+    fix: Fix | None = field(default=None, compare=False, repr=False)
+
+
+def check(hub: Hub, *, full: bool = False) -> Iterator[Finding]:
+    """Compare rows, blob store and referenced files; with `full`, read and hash every byte.
+
+    Raises:
+        StorageError: the database or the store does not answer.
+    """
+    with hub.transaction() as session:
+        findings = [*_dangling(session), *_broken_revisions(session)]
+        blobs = {blob.sha256: blob for blob in session.exec(select(Blob))}
+        users = _users(session)
+    yield from findings
+    stored = {blob.sha256: blob.size for blob in hub.store}
+    for sha256, user in users.items():
+        fault = _fault(hub, sha256, blobs.get(sha256), stored, full)
+        if fault and _unchanged(hub, sha256, blobs.get(sha256)):
+            yield Finding("warning" if fault.fix else "error", f"{user}, blob {sha256[:12]}", *fault)
+    for folder in find_leftovers(hub):
+        yield Finding(
+            "warning", str(folder), "was left by a job that died", "`modelgrove gc` removes it", _removal(folder)
+        )
+
+
+# ---- rows -----------------------------------------------------------------------------------
+
+
+def _dangling(session: Session) -> Iterator[Finding]:
+    """Rows that point to no row. Foreign keys forbid them, unless someone wrote with other tools."""
+    for table in SQLModel.metadata.sorted_tables:
+        for key in table.foreign_keys:
+            lost = (
+                key.parent.is_not(None) & ~select(key.column).where(key.column == key.parent).correlate(table).exists()
+            )
+            count = session.exec(select(func.count()).select_from(table).where(lost)).one()
+            if count:
+                yield _dangling_finding(key, count, lost)
+
+
+def _dangling_finding(key: ForeignKey, count: int, lost: Any) -> Finding:
+    table = key.parent.table
+    subject, problem = f"{table.name}.{key.parent.name}", f"{count} rows point to no {key.column.table.name}"
+    if table.name not in {derived.__tablename__ for derived in _DERIVED}:
+        return Finding("error", subject, problem, "restore the database from a backup, or ingest those models again")
+
+    def fix(hub: Hub) -> None:
+        with hub.transaction() as session:
+            session.exec(delete(table).where(lost))
+
+    return Finding("warning", subject, problem, "`modelgrove fsck --fix` removes them", fix)
+
+
+def _broken_revisions(session: Session) -> Iterator[Finding]:
+    empty = select(Model.name).where(~select(Revision.id).where(Revision.model_id == col(Model.id)).exists())
+    for name in session.exec(empty):
+        yield Finding("error", name, "has no revision", f"`modelgrove rm {name}`, then ingest it again")
+    revisions = select(Revision, Model.name).join(Model, col(Model.id) == col(Revision.model_id))
+    digests = {revision.id: (name, revision.digest) for revision, name in session.exec(revisions)}
+    rows = session.exec(select(RevisionFile).order_by(col(RevisionFile.revision_id))).all()
+    held = {
+        number: {row.path: row.sha256 for row in group} for number, group in groupby(rows, lambda row: row.revision_id)
+    }
+    for number, (name, digest) in digests.items():
+        if digest_of(held.get(number, {})) != digest:
+            ref = f"{name}@{digest[:12]}"
+            yield Finding(
+                "error", ref, "its files are not those it was made of", f"`modelgrove rm {ref}`, then ingest it again"
+            )
+
+
+def _users(session: Session) -> dict[str, str]:
+    """Who names each blob, for people: one name a blob is enough."""
+    users = dict.fromkeys(sorted(named(session)), "an expert or a job")
+    query = select(RevisionFile, Model.name).join(Revision, col(Revision.id) == col(RevisionFile.revision_id))
+    for file, name in session.exec(query.join(Model, col(Model.id) == col(Revision.model_id))):
+        users[file.sha256] = f"{name}: {file.path}"
+        if file.manifest:
+            users[file.manifest] = f"{name}: manifest of {file.path}"
+    return users
+
+
+# ---- files ----------------------------------------------------------------------------------
+
+
+def _fault(hub: Hub, sha256: str, blob: Blob | None, stored: dict[str, int], full: bool) -> Fault | None:
+    if blob is None:
+        return Fault("no row tells its size", "ingest the model again, or retry the job")
+    copy = stored.get(sha256)
+    if blob.path is not None:
+        return _reference_fault(blob, Path(blob.path), has_copy=copy == blob.size, full=full)
+    again = "ingest the file again with `--mode copy`, or `modelgrove rm` the model"
+    if copy is None:
+        return Fault("is not in the blob store", again)
+    if copy != blob.size:
+        return Fault(f"has {copy} bytes in the blob store, not {blob.size}", again)
+    if full and not hub.store.verify(sha256):
+        return Fault("has other bytes in the blob store than its hash says", again)
+    return None
+
+
+def _reference_fault(blob: Blob, place: Path, *, has_copy: bool, full: bool) -> Fault | None:
+    try:
+        found = place.stat()
+        touched = found.st_mtime_ns != blob.mtime_ns
+        same = found.st_size == blob.size
+        if same and (touched or full):
+            with place.open("rb") as file:
+                same = _hash(file) == blob.sha256
+    except OSError as error:
+        problem = f"was referenced at {place}: {error.strerror}"
+        return _or_use_copy(Fault(problem, "put it back, or `modelgrove rm` the model"), blob, has_copy)
+    if not same:
+        way_out = "ingest it again for a new revision, or `modelgrove rm` the model"
+        return _or_use_copy(Fault(f"{place} has other content now", way_out), blob, has_copy)
+    if touched:
+        fix = _change(blob.sha256, mtime_ns=found.st_mtime_ns)
+        return Fault(f"{place} was touched, its content is the same", "`modelgrove fsck --fix` notes the new time", fix)
+    return None
+
+
+def _or_use_copy(fault: Fault, blob: Blob, has_copy: bool) -> Fault:
+    if not has_copy:
+        return fault
+    return Fault(
+        fault.problem, "`modelgrove fsck --fix` takes the store's copy", _change(blob.sha256, path=None, mtime_ns=None)
+    )
+
+
+def _change(sha256: str, **values: Any) -> Fix:
+    def fix(hub: Hub) -> None:
+        with hub.transaction() as session:
+            session.exec(update(Blob).where(col(Blob.sha256) == sha256).values(**values))
+
+    return fix
+
+
+def _unchanged(hub: Hub, sha256: str, blob: Blob | None) -> bool:
+    """Whether the rows are still as they were read: else someone removed or replaced the file meanwhile."""
+    with hub.transaction() as session:
+        current = session.get(Blob, sha256)
+        same = current == blob if current is None or blob is None else current.model_dump() == blob.model_dump()
+        return same and sha256 in named(session, [sha256])
+
+
+def _hash(file: BinaryIO) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _removal(folder: Path) -> Fix:
+    def fix(hub: Hub) -> None:
+        remove_leftovers(hub, [folder])
+
+    return fix

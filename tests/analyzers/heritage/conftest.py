@@ -1,0 +1,99 @@
+"""Tiny networks on disk, as registered models, and a context to compare them in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from modelgrove_analyzers.heritage.facts import Facts, facts_of
+from modelgrove_hub.contracts import InputModel
+from modelgrove_hub.registry.inputs import RegisteredModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+SaveModel = Callable[..., RegisteredModel]
+
+
+@dataclass
+class Bench:
+    """Where an analyzer runs in a test: it reports to nobody."""
+
+    inputs: Sequence[InputModel]
+    temp: Path
+    seed: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def progress(self, done: float, message: str = "") -> None:
+        assert 0 <= done <= 1
+
+    def log(self, message: str) -> None:
+        self.lines.append(message)
+
+
+@pytest.fixture
+def network() -> Callable[[int], Weights]:
+    """Weights of a small network, another one for each seed: 8 matrices, a convolution, biases, norms."""
+
+    def build(seed: int = 0) -> Weights:
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator) * 0.05
+
+        weights = {f"blocks.{i}.attn1.{name}.weight": draw(96, 96) for i in range(4) for name in ("to_q", "to_k")}
+        weights |= {f"blocks.{i}.ff.bias": draw(96) for i in range(4)}
+        weights |= {f"blocks.{i}.norm.weight": torch.ones(96) for i in range(4)}
+        return weights | {"conv_in.weight": draw(32, 24, 3, 3)}
+
+    return build
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> SaveModel:
+    """Write weights as a one-file model; revisions are numbered in the order of writing."""
+    written: list[str] = []
+
+    def save_model(
+        name: str, weights: Weights, *, metadata: Mapping[str, str] | None = None, adapter_type: str | None = None,
+        folder: str = "",
+    ) -> RegisteredModel:  # fmt: skip
+        path = tmp_path / name / "model.safetensors"
+        path.parent.mkdir()
+        save_file({key: tensor.contiguous() for key, tensor in weights.items()}, path, metadata=dict(metadata or {}))
+        written.append(name)
+        inside = f"{folder}/model.safetensors" if folder else "model.safetensors"
+        return RegisteredModel(name, "tiny", adapter_type, len(written), {}, "", (), {inside: path})
+
+    return save_model
+
+
+@pytest.fixture(scope="session")
+def facts_from(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, Weights], Facts]:
+    """Measure weights as a one-file model."""
+
+    def measure(name: str, revision_id: int, weights: Weights) -> Facts:
+        folder = tmp_path_factory.mktemp(name)
+        save_file(weights, folder / "model.safetensors")
+        model = RegisteredModel(
+            name, "tiny", None, revision_id, {}, "", (), {"model.safetensors": folder / "model.safetensors"}
+        )
+        return facts_of(model, folder)
+
+    return measure
+
+
+@pytest.fixture
+def analyze(tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """Run an analyzer on models and return its report."""
+
+    def run(analyzer: Any, *models: InputModel, **params: Any) -> dict[str, Any]:
+        temp = tmp_path / "temp"
+        temp.mkdir(exist_ok=True)
+        return dict(analyzer.run(Bench(models, temp), analyzer.Params(**params)).report)
+
+    return run

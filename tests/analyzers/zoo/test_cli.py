@@ -1,0 +1,43 @@
+import json
+
+import pytest
+from click.testing import CliRunner
+from modelgrove_analyzers.zoo.base_folder import write_base
+from modelgrove_analyzers.zoo.cli import zoo
+from modelgrove_hub.errors import NotFoundError
+from PIL import Image
+
+
+@pytest.fixture
+def base_folder(tiny, tmp_path):
+    write_base(tiny, {}, tmp_path / "base")
+    return str(tmp_path / "base")
+
+
+def run(*arguments):
+    return CliRunner().invoke(zoo, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def test_grow_reports_its_models_and_a_sheet_shows_them(base_folder, tmp_path):
+    done = run("grow", tmp_path / "grown", "--concept", "crown", "--models", 2, "--base", base_folder, "--json")
+    assert [row["concept"] for row in json.loads(done.stdout)] == ["crown", "crown"]
+    done = run("sheet", tmp_path / "grown.png", "--grown", tmp_path / "grown", "--base", base_folder)
+    assert "grown.png" in done.stderr
+    with Image.open(tmp_path / "grown.png") as image:
+        assert image.height == 66
+
+
+def test_sheet_draws_prompts(base_folder, tmp_path):
+    run("sheet", tmp_path / "sheets/base.png", "a cat", "a car", "a key", "--base", base_folder)
+    with Image.open(tmp_path / "sheets/base.png") as image:
+        assert image.height == 2 * 66
+
+
+def test_an_unknown_concept_is_refused(base_folder, tmp_path):
+    with pytest.raises(NotFoundError, match="no concept 'crwn'"):
+        run("grow", tmp_path / "grown", "--concept", "crwn", "--base", base_folder)
+
+
+@pytest.mark.parametrize("command", ["pictures", "train", "grow", "chains", "sample", "sheet"])
+def test_every_command_explains_itself(command):
+    assert run(command, "--help").exit_code == 0

@@ -1,0 +1,143 @@
+import multiprocessing
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlmodel import col, delete
+
+from modelgrove_hub.errors import StorageError
+from modelgrove_hub.hub import Hub
+from modelgrove_hub.search.index import Version, VectorIndex, open_index
+from modelgrove_hub.search.text import SPACE
+from modelgrove_hub.settings import Settings
+from modelgrove_hub.tables import Embedding, Model
+
+QUERY = np.arange(8, dtype=np.float32)
+
+
+def draw(count, seed=1):
+    return np.random.default_rng(seed).normal(size=(count, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def filled(hub, register, embed):
+    """Twenty revisions with vectors: ids and vectors."""
+    ids = [register(f"owner/m{i}") for i in range(20)]
+    vectors = draw(20)
+    embed(dict(zip(ids, vectors, strict=True)))
+    return ids, vectors
+
+
+def wanted(ids, vectors, background, query=QUERY):
+    """The ids in the order of z-scores computed from their definition."""
+    z = []
+    for vector in vectors:
+        scores = background.vectors @ vector
+        z.append((vector @ query - 0) / scores.std())
+    return [ids[i] for i in np.argsort(-np.array(z))]
+
+
+def order(index, limit=100):
+    return [id for id, _ in index.search(QUERY, limit)]
+
+
+def test_an_index_ranks_all_vectors_exactly_by_scaled_inner_product(hub, filled, background):
+    ids, vectors = filled
+    assert order(open_index(hub, "weights", SPACE, background)) == wanted(ids, vectors, background)
+
+
+def test_search_can_be_restricted_to_some_ids(hub, filled, background):
+    ids, vectors = filled
+    found = open_index(hub, "weights", SPACE, background).search(QUERY, 3, allowed=ids[:5])
+    assert [id for id, _ in found] == wanted(ids[:5], vectors[:5], background)[:3]
+
+
+def test_an_index_without_vectors_finds_nothing(hub, background):
+    index = open_index(hub, "card", SPACE, background)
+    assert index.search(QUERY, 5) == []
+    assert index.search(QUERY, 5, allowed=[]) == []
+
+
+def test_a_saved_index_is_loaded_as_it_is(hub, filled, background):
+    before = open_index(hub, "weights", SPACE, background)
+    file = hub.settings.index / f"weights-{SPACE}.faiss"
+    written = file.stat().st_mtime_ns
+    assert order(open_index(hub, "weights", SPACE, background)) == order(before)
+    assert file.stat().st_mtime_ns == written
+
+
+def test_new_changed_and_removed_rows_reach_the_index(hub, filled, register, embed, background):
+    ids, vectors = filled
+    open_index(hub, "weights", SPACE, background)
+    with hub.transaction() as session:
+        session.exec(delete(Model).where(col(Model.name) == "owner/m0"))
+        session.exec(delete(Embedding).where(col(Embedding.revision_id) == ids[1]))
+    fresh = draw(2, seed=2)
+    added = register("owner/new")
+    embed({ids[1]: fresh[0], added: fresh[1]})
+    expected = wanted([*ids[1:], added], [fresh[0], *vectors[2:], fresh[1]], background)
+    assert order(open_index(hub, "weights", SPACE, background)) == expected
+
+
+def test_other_background_prompts_give_another_index(hub, filled, background):
+    ids, vectors = filled
+    open_index(hub, "weights", SPACE, background)
+    other = type(background)(draw(40, seed=9) * np.arange(8, dtype=np.float32), "other")
+    assert order(open_index(hub, "weights", SPACE, other)) == wanted(ids, vectors, other)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b"", lambda b: b"{}\n"])
+def test_a_damaged_file_is_set_aside_and_made_again(hub, filled, background, damage):
+    ids, vectors = filled
+    open_index(hub, "weights", SPACE, background)
+    file = hub.settings.index / f"weights-{SPACE}.faiss"
+    broken = damage(file.read_bytes())
+    file.write_bytes(broken)
+    assert order(open_index(hub, "weights", SPACE, background)) == wanted(ids, vectors, background)
+    aside = list(hub.settings.index.glob("*.bad-*"))
+    assert [path.read_bytes() for path in aside] == [broken]
+    assert VectorIndex.from_bytes(file.read_bytes()).version.count == 20
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_any_bytes_are_either_an_index_or_refused(data, with_header):
+    prefix = b'{"format": 1, "sha256": "x"}\n' if with_header else b""
+    with pytest.raises(ValueError, match=r"."):
+        VectorIndex.from_bytes(prefix + data)
+
+
+def test_replacing_and_removing_keep_one_vector_an_id():
+    index = VectorIndex.empty(Version("card", SPACE, 0, 0, "", ""), 8)
+    vectors = draw(3)
+    index.replace(np.array([7, 9]), vectors[:2])
+    index.replace(np.array([9]), vectors[2:])
+    index.remove(np.array([7, 1000]))
+    assert index.ids.tolist() == [9]
+    # float32 sums of eight products may differ in the last digits.
+    assert index.search(QUERY, 5) == [(9, pytest.approx(float(vectors[2] @ QUERY), rel=1e-5))]
+
+
+def _open(home, url, background):
+    hub = Hub.open(Settings(home=home, database_url=url))
+    assert len(open_index(hub, "weights", SPACE, background)) == 20
+    hub.engine.dispose()
+
+
+def test_processes_that_start_together_leave_one_whole_file(hub, filled, background):
+    context = multiprocessing.get_context("spawn")
+    url = hub.engine.url.render_as_string(hide_password=False)
+    several = [context.Process(target=_open, args=(hub.settings.home, url, background)) for _ in range(3)]
+    for process in several:
+        process.start()
+    for process in several:
+        process.join()
+    assert [process.exitcode for process in several] == [0, 0, 0]
+    assert sorted(path.name for path in hub.settings.index.iterdir()) == [f"weights-{SPACE}.faiss", "writer.lock"]
+
+
+def test_without_faiss_the_error_says_what_to_install(hub, background, monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(StorageError, match=r"pip install modelgrove\[cpu\]"):
+        open_index(hub, "weights", SPACE, background)

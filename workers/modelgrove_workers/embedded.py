@@ -1,0 +1,138 @@
+"""The supervisor of `modelgrove up` and `modelgrove worker`: worker processes and a ticker that live together."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from modelgrove_hub.hub import Hub
+from modelgrove_hub.settings import Settings
+from modelgrove_workers.schedule import Ticker
+
+LOG = logging.getLogger(__name__)
+_WATCH_SECONDS = 0.2
+_QUICK_SECONDS = 5.0
+_HEALTHY_SECONDS = 60.0
+_LONGEST_PAUSE = 30.0
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Lane:
+    """Queues that share processes: jobs of one lane never wait for jobs of another."""
+
+    queues: tuple[str, ...]
+    concurrency: int
+
+    def __str__(self) -> str:
+        return f"{'+'.join(self.queues)} ×{self.concurrency}"
+
+
+@dataclass
+class _Worker:
+    lane: Lane
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    crashes: int = 0
+    resume: float = 0.0
+
+
+@dataclass
+class Supervisor:
+    """Runs lanes of workers, and a ticker, until told to stop."""
+
+    hub: Hub
+    lanes: Sequence[Lane]
+    grace_seconds: float = 10.0
+    """How long running jobs may go on after a stop; then they go back to the queue."""
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _hurry: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        """Work until SIGTERM, SIGINT or SIGHUP; a second one cuts the grace short. Restarts workers that crash."""
+        for number in _SIGNALS:
+            signal.signal(number, lambda *_: (self._hurry if self._stop.is_set() else self._stop).set())
+        workers = [_Worker(lane) for lane in self.lanes]
+        ticker = Ticker(self.hub)
+        ticker.start()
+        try:
+            while not self._stop.wait(_WATCH_SECONDS):
+                for worker in workers:
+                    self._keep_alive(worker)
+        finally:
+            self._end(workers)
+            ticker.stop()
+
+    def _keep_alive(self, worker: _Worker) -> None:
+        moment = time.monotonic()
+        if worker.process is not None and worker.process.poll() is None:
+            return
+        if worker.process is not None:
+            worker.crashes = 1 if moment - worker.started > _HEALTHY_SECONDS else worker.crashes + 1
+            pause = min(_LONGEST_PAUSE, 2.0 ** (worker.crashes - 1))
+            LOG.warning("worker %s ended with %s; again in %.0f s", worker.lane, worker.process.returncode, pause)
+            worker.process, worker.resume = None, moment + pause
+        if moment >= worker.resume:
+            worker.process, worker.started = self._start(worker.lane), moment
+
+    def _start(self, lane: Lane) -> subprocess.Popen[bytes]:
+        jobs = sum(each.concurrency for each in self.lanes)
+        command = [sys.executable, "-m", "modelgrove_workers.process", ",".join(lane.queues), str(lane.concurrency)]
+        # Its own session: Ctrl-C at the terminal reaches the supervisor only, which then stops workers gently.
+        return subprocess.Popen(
+            command, env=environment(self.hub.settings, jobs), start_new_session=True, stdin=subprocess.DEVNULL
+        )
+
+    def _end(self, workers: Sequence[_Worker]) -> None:
+        """First let running jobs finish; then have them given back to the queue; then kill."""
+        running = [worker.process for worker in workers if worker.process is not None]
+        for number, patience in ((signal.SIGTERM, self.grace_seconds), (signal.SIGQUIT, _QUICK_SECONDS)):
+            running = [process for process in running if process.poll() is None]
+            for process in running:
+                process.send_signal(number)
+            self._await(running, patience, hurried=number == signal.SIGTERM)
+        for process in running:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def _await(self, processes: Sequence[subprocess.Popen[bytes]], patience: float, *, hurried: bool) -> None:
+        limit = time.monotonic() + patience
+        while any(process.poll() is None for process in processes) and time.monotonic() < limit:
+            if hurried and self._hurry.is_set():
+                return
+            time.sleep(_WATCH_SECONDS / 4)
+
+
+def environment(config: Settings, jobs: int) -> dict[str, str]:
+    """The environment of a worker: our settings, and as many threads a job as there are cores for it.
+
+    Two thread pools on the same cores make linear algebra many times slower; torch reads the
+    variables when it is imported.
+    """
+    threads = str(max(1, core_count() // jobs))
+    ours = {
+        f"MODELGROVE_{name.upper()}": str(getattr(config, name))
+        for name in type(config).model_fields
+        if name in config.model_fields_set and name != "hf_token"
+    }
+    process = {
+        # `python -m` would put the working directory on the path, and with it whatever lies there.
+        "PYTHONSAFEPATH": "1",
+        # billiard complains when a worker is ended at once; its tracker cleans up all the same.
+        "PYTHONWARNINGS": ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:semaphore_tracker"])),
+    }
+    return {**dict.fromkeys(_THREADS, threads), **os.environ, **ours, **process}
+
+
+def core_count() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,137 @@
+"""The ticker: takes back silent jobs, publishes what was not told, starts sources that are due.
+
+Everything it does is claimed by a conditional UPDATE, so any number of tickers may run.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from sqlmodel import col, select, update
+
+from modelgrove_hub.errors import ModelgroveError, UsageError
+from modelgrove_hub.hub import Hub
+from modelgrove_hub.jobs.dispatch import publish, publish_due
+from modelgrove_hub.jobs.rows import recover, submit
+from modelgrove_hub.jobs.run import sweep
+from modelgrove_hub.tables import Job, JobState, Source, now
+
+LOG = logging.getLogger(__name__)
+_SECONDS_BETWEEN_TICKS = 1.0
+_TICKS_BETWEEN_SWEEPS = 60
+_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
+
+
+class Ticker:
+    """Ticks in a thread from `start` to `stop`."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
+
+    def start(self) -> None:
+        """Begin ticking."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Finish the tick under way, if any."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        ticks = 0
+        while not self._stop.is_set():
+            tick(self._hub)
+            if ticks % _TICKS_BETWEEN_SWEEPS == 0:
+                _guard("sweep", sweep, self._hub)
+            ticks += 1
+            self._stop.wait(_SECONDS_BETWEEN_TICKS)
+
+
+def tick(hub: Hub) -> None:
+    """Do once what is due. A database or broker that does not answer is logged and tried again."""
+    _guard("take back silent jobs", reap, hub)
+    _guard("start sources", start_sources, hub)
+    _guard("publish", publish_due, hub)
+
+
+def reap(hub: Hub) -> int:
+    """Take back jobs whose lease ran out. Returns how many."""
+    with hub.transaction() as session:
+        count = recover(session, hub.settings.max_attempts)
+    if count:
+        LOG.warning("%d silent job(s) taken back", count)
+    return count
+
+
+def start_sources(hub: Hub) -> int:
+    """Submit a job for every source whose time has come. Returns how many.
+
+    A source plugin's `Params` have `url` and `cursor`. Runs that were missed while nothing
+    ticked become one run; a source that still runs is not started again.
+    """
+    with hub.transaction() as session:
+        due = session.exec(select(Source).where(col(Source.next_run) <= now(), col(Source.paused).is_(False))).all()
+    return sum(_start(hub, source) for source in due)
+
+
+def parse_schedule(text: str) -> timedelta:
+    """A schedule: how long between two runs, as in "15m", "6h" or "1d".
+
+    Raises:
+        UsageError: it is not written so.
+    """
+    found = re.fullmatch(r"([1-9]\d{0,4})([mhd])", text)
+    if found is None:
+        raise UsageError(f"schedule {text!r}: write a number and m, h or d, as in 15m, 6h, 1d")
+    return timedelta(**{_UNITS[found[2]]: int(found[1])})
+
+
+def _start(hub: Hub, source: Source) -> bool:
+    if source.next_run is None or _is_running(hub, source) or not _advance(hub, source, source.next_run):
+        return False
+    params = {"url": source.url, "cursor": source.cursor}
+    try:
+        job = submit(hub, source.plugin, params, key=f"{_key(source)}{source.next_run:%Y%m%dT%H%M%S}")
+    except ModelgroveError as error:
+        LOG.error("source %s: %s", source.name, error)
+        return False
+    publish(hub, job)
+    return True
+
+
+def _is_running(hub: Hub, source: Source) -> bool:
+    unfinished = col(Job.state).in_([JobState.QUEUED, JobState.RUNNING])
+    query = select(Job.id).where(col(Job.idempotency_key).startswith(_key(source)), unfinished)
+    with hub.transaction() as session:
+        return session.exec(query.limit(1)).first() is not None
+
+
+def _advance(hub: Hub, source: Source, due: datetime) -> bool:
+    """Claim this run by moving the source to its next; one without a valid schedule runs this once."""
+    try:
+        following = now() + parse_schedule(source.schedule)
+    except UsageError:
+        following = None
+    claimed = update(Source).where(col(Source.id) == source.id, col(Source.next_run) == due)
+    with hub.transaction() as session:
+        return session.exec(claimed.values(next_run=following)).rowcount == 1
+
+
+def _key(source: Source) -> str:
+    return f"source:{source.id}:"
+
+
+def _guard(what: str, duty: Callable[[Hub], int], hub: Hub) -> None:
+    try:
+        duty(hub)
+    except ModelgroveError as error:
+        LOG.warning("cannot %s now: %s", what, error)
+    except Exception:
+        # The ticker must outlive any surprise: without it no lost job would come back.
+        LOG.exception("cannot %s now", what)

@@ -1,9 +1,9 @@
-"""Databases for tests: SQLite files, and schemas of their own in a real PostgreSQL."""
+"""Databases for tests (SQLite files, and schemas of their own in a real PostgreSQL), and a hub with real models."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -12,7 +12,12 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.exc import OperationalError
 
+from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry.database import connect
+from modelgrove_hub.registry.models import add_revision
+from modelgrove_hub.settings import Settings
+from modelgrove_hub.tables import Blob, Revision
+from modelgrove_migrations.run import upgrade
 
 POSTGRES = os.environ.get("MODELGROVE_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
 BOTH = ["sqlite", pytest.param("postgresql", marks=pytest.mark.service)]
@@ -62,8 +67,6 @@ def database_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session", params=BOTH)
 def shared_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """A migrated database of each kind that many tests share: none of them may commit."""
-    from modelgrove_migrations.run import upgrade
-
     if request.param == "sqlite":
         url = f"sqlite:///{tmp_path_factory.mktemp('shared') / 'modelgrove.db'}"
         upgrade(url)
@@ -76,3 +79,42 @@ def shared_engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
         engine = connect(url)
         yield engine
         engine.dispose()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, database_url: str) -> Iterator[Hub]:
+    """An empty hub of the test's own, on each kind of database."""
+    upgrade(database_url)
+    hub = Hub.open(Settings(home=tmp_path / "hub", database_url=database_url))
+    yield hub
+    hub.engine.dispose()
+
+
+@pytest.fixture
+def register(hub: Hub, tmp_path: Path) -> Callable[..., Revision]:
+    """Register a model: one safetensors file, in the store or referenced, and its manifest in the store."""
+    import torch
+    from safetensors.torch import save_file
+
+    def register(name: str, fill: float = 1.0, *, referenced: bool = False, trust: str = "ok") -> Revision:
+        file = tmp_path / "files" / f"{name.replace('/', '-')}.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        save_file({"weight": torch.full((2, 3), fill)}, file, {"name": name})  # two keys would be written in any order
+        stored = hub.store.put(file)
+        manifest = hub.store.put_bytes(f"manifest of {name} {fill}".encode())
+        place = {"path": str(file), "mtime_ns": file.stat().st_mtime_ns} if referenced else {}
+        if referenced:
+            hub.store.delete(stored.sha256)
+        with hub.transaction() as session:
+            session.merge(Blob(sha256=stored.sha256, size=stored.size, **place))
+            session.merge(Blob(sha256=manifest.sha256, size=manifest.size))
+            _, revision, _ = add_revision(
+                session, name=name, files={"model.safetensors": stored.sha256},
+                manifests={"model.safetensors": manifest.sha256}, kind="adapter", family="sd1", adapter_type="lora",
+                declared_base=None, licence="mit", tags=["test"], card="A card.", trust=trust,
+                summary={"rank": [4], "reasons": ["it says so"]}, weights_hash=None, values_hash=None,
+                inventory_hash=None, parameters=6, size=stored.size,
+            )  # fmt: skip
+        return revision
+
+    return register

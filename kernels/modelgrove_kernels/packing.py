@@ -105,9 +105,9 @@ def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def pack_nibbles(codes: Tensor) -> Tensor:
     """uint8 (rows, 2n) with values below 16 → uint8 (rows, n); the even column is the low nibble."""
-    pairs = codes.contiguous().view(torch.int16)
+    pairs = codes.flatten().view(torch.int16)
     # Little-endian: the even column is the low byte. The cast drops what the shift leaves above.
-    return (pairs | (pairs >> 4)).to(torch.uint8)
+    return (pairs | (pairs >> 4)).to(torch.uint8).view(codes.shape[0], codes.shape[1] // 2)
 
 
 def unpack_nibbles(packed: Tensor) -> Tensor:

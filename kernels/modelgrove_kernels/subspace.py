@@ -23,8 +23,8 @@ class Relations:
     """Pairwise measures of n updates to one layer, each (n, n).
 
     `inner` is ⟨Xᵢ, Xⱼ⟩. The overlaps are ‖VᵢᵀVⱼ‖² and ‖UᵢᵀUⱼ‖² over the smaller rank, in [0, 1];
-    random subspaces have max(rᵢ, rⱼ)/d. `echo[i, j]` is ‖Xⱼ Vᵢ Sᵢ‖, what j writes on i's inputs;
-    the crosstalk of j on i is echo[i, j] / echo[i, i].
+    random subspaces have max(rᵢ, rⱼ)/d. `echo` is that of `echoes`; echo[i, j] / echo[i, i] is the
+    energy-weighted crosstalk of j on i.
     """
 
     inner: Tensor
@@ -45,9 +45,17 @@ def relations(updates: Sequence[Canonical]) -> Relations:
         inner=block_sums(inputs * outputs * weights, ranks, ranks),
         input_overlap=block_sums(inputs.square(), ranks, ranks) / smaller,
         output_overlap=block_sums(outputs.square(), ranks, ranks) / smaller,
-        # ‖Xⱼ Vᵢ Sᵢ‖ = ‖Sⱼ (VⱼᵀVᵢ) Sᵢ‖: U has orthonormal columns.
-        echo=block_sums((inputs * weights).square(), ranks, ranks).sqrt(),
+        echo=echoes(updates, updates),
     )
+
+
+def echoes(inputs: Sequence[Canonical], updates: Sequence[Canonical]) -> Tensor:
+    """‖Yⱼ Vᵢ Sᵢ‖ for all pairs, (n, m): how strongly update Yⱼ answers to the inputs that Xᵢ was made for."""
+    # ‖Yⱼ Vᵢ Sᵢ‖ = ‖Sᵢ (VᵢᵀVⱼ) Sⱼ‖: the U of an update has orthonormal columns.
+    rows = torch.cat([x.V * x.S for x in inputs], dim=1)
+    columns = torch.cat([y.V * y.S for y in updates], dim=1)
+    squares = (rows.T @ columns).square()
+    return block_sums(squares, [x.rank for x in inputs], [y.rank for y in updates]).sqrt()
 
 
 def effective_rank(singular_values: Tensor, floor: float) -> int:

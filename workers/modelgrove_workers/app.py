@@ -42,6 +42,7 @@ def make_app(config: Settings) -> Celery:
 
     Raises:
         UsageError: the broker is of another kind.
+        StorageError: the folder cannot be made.
     """
     app = Celery("modelgrove", set_as_current=False, include=["modelgrove_workers.tasks"])
     app.conf.update(
@@ -144,8 +145,11 @@ def _broker(config: Settings) -> dict[str, Any]:
 
 def _embedded(config: Settings) -> dict[str, Any]:
     messages, control = config.queue / "messages", config.queue / "control"
-    for folder in (messages, control):
-        folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for folder in (messages, control):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"the queue folder cannot be made: {error}") from error
     options = {
         "data_folder_in": str(messages), "data_folder_out": str(messages), "control_folder": str(control),
         "polling_interval": _POLLING_SECONDS,

@@ -10,12 +10,13 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from celery import platforms, signals
+from billiard.util import set_pdeathsig  # type: ignore[import-untyped]  # billiard has no types
+from celery import signals
 from celery.worker import state
 
 from modelgrove_hub.settings import settings
@@ -96,7 +97,8 @@ def write_log(**_options: Any) -> None:
 @signals.worker_init.connect  # type: ignore[untyped-decorator]  # celery has no types
 def end_with_supervisor(**_options: Any) -> None:
     """Finish running jobs and stop when the supervisor is killed (Linux only)."""
-    platforms.set_pdeathsig("SIGTERM")
+    with suppress(OSError):
+        set_pdeathsig(signal.SIGTERM)
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]  # celery has no types

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, prod
 
 import torch
 from torch import Tensor
 
-from modelgrove_analyzers.heritage.rounding import rounding_noise
+from modelgrove_analyzers.heritage.rounding import rounding_variance
 
 _SKETCH = 192
 """Columns of the randomized sketch: ranks up to about that are counted in matrices too large for an exact SVD."""
 _SPARE = 16
+_MARGIN = 1.5
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Change:
     shape: tuple[int, ...]
     norm: float
     relative: float
-    """‖B − A‖ / ‖A‖; infinite if A is zero and B is not."""
+    """‖B − A‖ / ‖A‖; 1 if A is zero and B is not, or if either holds values that are no numbers."""
     cosine: float
     rank: int | None = None
     at_least: bool = False
@@ -37,11 +38,7 @@ class Change:
     @property
     def side(self) -> int:
         """The highest rank possible."""
-        rows = self.shape[0]
-        columns = 1
-        for size in self.shape[1:]:
-            columns *= size
-        return min(rows, columns)
+        return min(self.shape[0], prod(self.shape[1:]))
 
 
 def measure(name: str, before: Tensor, after: Tensor, dtypes: tuple[str, str] | None, exact_to: int) -> Change:
@@ -49,29 +46,33 @@ def measure(name: str, before: Tensor, after: Tensor, dtypes: tuple[str, str] | 
 
     Convolutions are matrices of (out, in · height · width).
     """
-    a, b = before.double(), after.double()
+    shape, a, b = tuple(before.shape), before.double(), after.double()
     delta = b - a
     norm, other, moved = (float(x.norm()) for x in (a, b, delta))
-    relative = moved / norm if norm else (float("inf") if moved else 0.0)
+    if not isfinite(norm + other):
+        same = torch.equal(before.nan_to_num(), after.nan_to_num())
+        return Change(name, shape, 0.0, 0.0 if same else 1.0, float(same))
+    relative = moved / (norm or other) if moved else 0.0
     cosine = float((a * b).sum()) / (norm * other) if norm and other else float(norm == other)
-    shape = tuple(before.shape)
     if dtypes is None or before.ndim < 2 or not moved or not delta.numel():
         return Change(name, shape, norm, relative, cosine, 0 if dtypes and before.ndim >= 2 else None)
-    floor = noise_floor((a, b), dtypes, shape)
-    rank, at_least = count_rank(delta.reshape(len(delta), -1), floor, exact_to)
+    rows = len(delta)
+    floor = noise_floor((a.reshape(rows, -1), b.reshape(rows, -1)), dtypes)
+    rank, at_least = count_rank(delta.reshape(rows, -1), floor, exact_to)
     return Change(name, shape, norm, relative, cosine, rank, at_least)
 
 
-def noise_floor(tensors: tuple[Tensor, Tensor], dtypes: tuple[str, str], shape: tuple[int, ...]) -> float:
-    """The largest singular value that rounding alone gives a difference of two stored matrices.
+def noise_floor(matrices: tuple[Tensor, Tensor], dtypes: tuple[str, str]) -> float:
+    """The largest singular value that rounding alone gives the difference of two stored matrices.
 
-    An m × n matrix of independent errors with deviation σ has spectral norm about σ(√m + √n)
-    (Vershynin, High-Dimensional Probability, theorem 7.3.1); each side adds its own errors.
+    A matrix of independent errors has a spectral norm of about (largest norm of a row's
+    deviations) + (largest norm of a column's): Bandeira & van Handel, arXiv 1408.6185, theorem
+    1.1. Each side adds its own errors, and `_MARGIN` leaves room for the arithmetic of whoever
+    made the change.
     """
-    rows = shape[0]
-    columns = tensors[0].numel() // rows
-    variance = sum(rounding_noise(tensor, dtype) ** 2 for tensor, dtype in zip(tensors, dtypes, strict=True))
-    return sqrt(variance) * (sqrt(rows) + sqrt(columns))
+    first, second = (rounding_variance(matrix, dtype) for matrix, dtype in zip(matrices, dtypes, strict=True))
+    variance = first + second
+    return _MARGIN * (float(variance.sum(0).max().sqrt()) + float(variance.sum(1).max().sqrt()))
 
 
 def count_rank(delta: Tensor, floor: float, exact_to: int) -> tuple[int, bool]:

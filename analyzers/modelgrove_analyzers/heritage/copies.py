@@ -7,7 +7,7 @@ not copies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -42,11 +42,10 @@ class Copies:
         from modelgrove_analyzers.heritage.facts import facts_of
         from modelgrove_analyzers.heritage.verdict import Kind, compare
 
-        models = {model.revision_id: model for model in context.inputs}
-        facts = []
-        for number, model in enumerate(models.values()):
+        models, facts = context.inputs, []
+        for number, model in enumerate(models):
             context.progress(0.5 * number / len(models), model.name)
-            facts.append(facts_of(model, context.temp))
+            facts.append(facts_of(model, context.temp, number))
         suspects = [compare(a, b) for a, b in _candidates(facts, params.first_only)]
         suspects = [verdict for verdict in suspects if verdict.kind is not Kind.NONE]
         verdicts = []
@@ -57,17 +56,18 @@ class Copies:
         return Result(report={"models": len(models), "pairs": found})
 
 
-def describe(verdict: Verdict, models: Mapping[int, InputModel]) -> dict[str, Any]:
+def describe(verdict: Verdict, models: Sequence[InputModel]) -> dict[str, Any]:
     """A verdict as JSON values, with a sentence for people."""
-    child, parent = models[verdict.child].name, models[verdict.parent].name
+    child, parent = models[verdict.child], models[verdict.parent]
+    sentence = _SENTENCES[verdict.kind.name]
     return {
         "verdict": verdict.kind.value,
-        "child": child,
-        "parent": parent,
-        "child_revision": verdict.child,
-        "parent_revision": verdict.parent,
+        "child": child.name,
+        "parent": parent.name,
+        "child_revision": child.revision_id,
+        "parent_revision": parent.revision_id,
         "precision": verdict.precision,
-        "text": _SENTENCES[verdict.kind.name].format(child=child, parent=parent, precision=verdict.precision or "rounded"),
+        "text": sentence.format(child=child.name, parent=parent.name, precision=verdict.precision or "rounded"),
         "evidence": dict(verdict.evidence),
     }
 
@@ -88,12 +88,11 @@ def _candidates(facts: Sequence[Facts], first_only: bool) -> Iterable[tuple[Fact
     return combinations(facts, 2)
 
 
-def _confirm(context: Context, models: Mapping[int, InputModel], verdict: Verdict) -> Verdict:
+def _confirm(context: Context, models: Sequence[InputModel], verdict: Verdict) -> Verdict:
     """Read both models where sketches alone decided."""
-    from modelgrove_analyzers.heritage.facts import plain_files
     from modelgrove_analyzers.heritage.reading import confirm
 
     if not verdict.pairs:
         return verdict  # decided by hashes of all bytes
-    parent, child = (plain_files(models[id], context.temp) for id in (verdict.parent, verdict.child))
-    return confirm(verdict, parent, child, lambda: context.progress(0.5, f"reading {models[verdict.child].name}"))
+    parent, child = models[verdict.parent], models[verdict.child]
+    return confirm(verdict, parent, child, context.temp, lambda: context.progress(0.5, f"reading {child.name}"))

@@ -113,17 +113,17 @@ def _small(changes: Sequence[Change]) -> bool:
 def _adapters(context: Context, params: DiffParams) -> dict[str, Any]:
     from modelgrove_hub.formats.adapters import read_adapter
 
-    from modelgrove_analyzers.heritage.products import compare_products, tell_products
+    from modelgrove_analyzers.heritage.products import by_module, compare_products, tell_products
 
     before, after = context.inputs
-    mine, theirs = read_adapter(before).modules, read_adapter(after).modules
-    modules = [name for name in mine if name in theirs]
+    mine, theirs = by_module(read_adapter(before)), by_module(read_adapter(after))
+    common = [name for name in mine if name in theirs and mine[name].shape == theirs[name].shape]
     changes = []
-    for number, name in enumerate(modules):
-        context.progress(number / len(modules), name)
+    for number, name in enumerate(common):
+        context.progress(number / len(common), name)
         changes.append(compare_products(name, mine[name], theirs[name]))
-    missing = [name for name in mine if name not in theirs]
-    extra = [name for name in theirs if name not in mine]
+    missing = [name for name in mine if name not in common]
+    extra = [name for name in theirs if name not in common]
     summary = tell_products(changes, missing, extra, (before.name, after.name))
     return {"summary": summary, "missing": missing, "extra": extra, **_table(changes, params)}
 

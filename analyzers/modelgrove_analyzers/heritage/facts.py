@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from modelgrove_hub.contracts import InputModel
-from modelgrove_hub.store.header import read_header
 from modelgrove_hub.store.manifest import FileScan, TensorRow, scan, values_hash, weights_hash
 from modelgrove_hub.store.tensors import StoredTensor, tensors_of
+from modelgrove_hub.store.writer import SafetensorsWriter
 from numpy.typing import NDArray
 
+from modelgrove_analyzers.heritage.unpacking import manifest_of, unpacked
+
 WEIGHTS = ".safetensors"
-PACKED = "modelgrove.quant"
-"""Metadata key of our packed format."""
 _TELLING = 8
 """Distinct values in a sketch; with fewer (all ones, all zeros) a tensor says nothing about where it came from."""
 
@@ -37,7 +38,8 @@ class Facts:
     A tensor's key is its name, with the folder of its file in front: "unet/conv_in.weight".
     """
 
-    name: str
+    number: int
+    """The model's place among those compared."""
     revision_id: int
     files: frozenset[str]
     tensors: Mapping[str, TensorRow]
@@ -70,7 +72,7 @@ def numel(row: TensorRow) -> int:
     return int(np.prod(row.shape, dtype=np.int64))
 
 
-def facts_of(model: InputModel, temp: Path) -> Facts:
+def facts_of(model: InputModel, temp: Path, number: int = 0) -> Facts:
     """Measure a model; a registered one brings its measurements, packed tensors are dequantized into `temp`.
 
     Raises:
@@ -81,7 +83,7 @@ def facts_of(model: InputModel, temp: Path) -> Facts:
     known = model.scans() if isinstance(model, Scanned) and not packed else {}
     scans = {path: known[path] if path in known else scan(file) for path, file in plain.items()}
     tensors = {key(path, row.name): row for path, file in scans.items() for row in file.tensors}
-    return Facts(model.name, model.revision_id, frozenset(file.sha256 for file in scans.values()), tensors, packed)
+    return Facts(number, model.revision_id, frozenset(file.sha256 for file in scans.values()), tensors, packed)
 
 
 def key(path: str, name: str) -> str:
@@ -99,8 +101,8 @@ def plain_files(model: InputModel, temp: Path) -> dict[str, Path]:
     """The same files, with those in the packed format replaced by dequantized copies in `temp`."""
     stored = weight_files(model)
     return {
-        path: _dequantize(file, temp / f"{model.revision_id}-{number}{WEIGHTS}") if is_packed(file) else file
-        for number, (path, file) in enumerate(stored.items())
+        path: _unpack(file, temp / f"{sha256(str(file).encode()).hexdigest()}{WEIGHTS}") if manifest_of(file) else file
+        for path, file in stored.items()
     }
 
 
@@ -109,17 +111,9 @@ def lazy_tensors(files: Mapping[str, Path]) -> dict[str, StoredTensor]:
     return {key(path, tensor.name): tensor for path, file in files.items() for tensor in tensors_of(file)}
 
 
-def is_packed(file: Path) -> bool:
-    """Whether a safetensors file is in our packed format."""
-    return PACKED in read_header(file).metadata
-
-
-def _dequantize(path: Path, target: Path) -> Path:
-    from modelgrove_hub.formats.quantized import dequantized
-    from modelgrove_hub.store.writer import SafetensorsWriter
-
+def _unpack(file: Path, target: Path) -> Path:
     if not target.exists():
         with SafetensorsWriter(target) as writer:
-            for name, tensor in dequantized([path]):
+            for name, tensor in unpacked(file):
                 writer.add(name, tensor)
     return target

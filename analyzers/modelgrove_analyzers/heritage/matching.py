@@ -17,26 +17,31 @@ _ALIKE = 0.9
 def match(a: Facts, b: Facts) -> dict[str, str]:
     """Keys of `a` → keys of `b`, for tensors of one size.
 
-    First equal bytes (of tensors that tell something), then equal keys, then equal names in other
-    folders, then the nearest sketches; each tensor is used once.
+    First equal bytes of tensors that tell something, then equal keys, then equal names in other
+    folders, then the nearest sketches, then equal bytes of all the others; each is used once.
     """
     pairs: dict[str, str] = {}
-    for way in (_by_hash, _by_key, _by_tail, _by_sketch):
+    for way in (_by_telling_hash, _by_key, _by_tail, _by_sketch, _by_hash):
         left = [key for key in a.tensors if key not in pairs]
         used = set(pairs.values())
         pairs.update(way(a, b, left, [key for key in b.tensors if key not in used]))
     return pairs
 
 
+def _by_telling_hash(a: Facts, b: Facts, left: Iterable[str], right: Iterable[str]) -> Iterator[tuple[str, str]]:
+    return _by_hash(a, b, (key for key in left if key in a.sketches), right)
+
+
 def _by_hash(a: Facts, b: Facts, left: Iterable[str], right: Iterable[str]) -> Iterator[tuple[str, str]]:
-    known = {(b.tensors[key].sha256, numel(b.tensors[key])): key for key in right if key in b.sketches}
-    free = set(known.values())
+    known: dict[tuple[str, int], dict[str, None]] = defaultdict(dict)
+    for key in right:
+        known[b.tensors[key].sha256, numel(b.tensors[key])][key] = None
     for key in left:
-        row = a.tensors[key]
-        # Under its own key if it stands there too: tied tensors have equal bytes.
-        other = key if key in free and b.tensors[key].sha256 == row.sha256 else known.get((row.sha256, numel(row)))
-        if other in free:
-            free.remove(other)
+        free = known[a.tensors[key].sha256, numel(a.tensors[key])]
+        if free:
+            # Its own key if that has these bytes too: tied tensors and constants are equal.
+            other = key if key in free else next(iter(free))
+            del free[other]
             yield key, other
 
 

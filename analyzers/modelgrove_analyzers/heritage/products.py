@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from modelgrove_kernels.lowrank import LowRank, canonical, inner, stack
 
 if TYPE_CHECKING:
-    from modelgrove_hub.formats.adapters import Factors
+    from modelgrove_hub.formats.adapters import Adapter
 
 _ROUNDING = 2.0**-10
 """Relative error of a product whose two factors were stored in half precision."""
@@ -38,15 +39,19 @@ class ProductChange:
         return self.relative > _ROUNDING
 
 
-def compare_products(name: str, before: Factors, after: Factors) -> ProductChange:
-    """Compare the updates of one layer; nothing of the size of the layer is formed.
+def by_module(adapter: Adapter) -> dict[str, LowRank]:
+    """The updates in float64, by module name; with the component in front where two components share the name."""
+    times = Counter(factors.module for factors in adapter.modules.values())
+    return {
+        factors.module if times[factors.module] == 1 else f"{factors.component}.{factors.module}": LowRank(
+            factors.up.double(), factors.down.double()
+        )
+        for factors in adapter.modules.values()
+    }
 
-    Raises:
-        ValueError: the updates have different shapes.
-    """
-    a, b = (LowRank(factors.up.double(), factors.down.double()) for factors in (before, after))
-    if a.shape != b.shape:
-        raise ValueError(f"{name}: updates of shapes {a.shape} and {b.shape} cannot be compared")
+
+def compare_products(name: str, a: LowRank, b: LowRank) -> ProductChange:
+    """Compare two updates of one layer, of one shape; nothing of the size of the layer is formed."""
     first, second, delta = canonical(a), canonical(b), canonical(stack([b, a], [1.0, -1.0]))
     floor = _ROUNDING * max(float(first.S[:1].sum()), float(second.S[:1].sum()))
     product = first.norm * second.norm
@@ -55,7 +60,7 @@ def compare_products(name: str, before: Factors, after: Factors) -> ProductChang
         shape=a.shape,
         norm=first.norm,
         other_norm=second.norm,
-        relative=delta.norm / first.norm if first.norm else (float("inf") if second.norm else 0.0),
+        relative=delta.norm / (first.norm or second.norm) if delta.norm else 0.0,
         cosine=inner(a, b) / product if product else float(first.norm == second.norm),
         ranks=(first.above(floor).rank, second.above(floor).rank),
         rank=delta.above(floor).rank,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
+from modelgrove_hub.contracts import InputModel
 from modelgrove_hub.store.tensors import StoredTensor
 from torch import Tensor
 
-from modelgrove_analyzers.heritage.facts import lazy_tensors
-from modelgrove_analyzers.heritage.rounding import MANTISSA, ROUNDINGS, Rounding, fit_grid
+from modelgrove_analyzers.heritage.facts import key, lazy_tensors, plain_files, weight_files
+from modelgrove_analyzers.heritage.rounding import MANTISSA, ROUNDINGS, GridFit, Rounding, fit_grid
+from modelgrove_analyzers.heritage.unpacking import PackedSource, packed_sources
 from modelgrove_analyzers.heritage.verdict import Kind, Verdict
 
 _WITHIN = 0.9995
@@ -19,6 +22,14 @@ _WITHIN = 0.9995
 _PERHAPS = 0.98
 _NEARLY = 0.999
 _CHUNK = 1 << 20
+
+
+class Pair(NamedTuple):
+    """A tensor of the parent and its counterpart in the child; `packed` when that is quantized in our format."""
+
+    original: StoredTensor
+    copy: StoredTensor
+    packed: PackedSource | None
 
 
 @dataclass
@@ -32,28 +43,27 @@ class _Count:
     groups: frozenset[int] = frozenset()
 
 
-def confirm(
-    verdict: Verdict, parent: Mapping[str, Path], child: Mapping[str, Path], progress: Callable[[], None]
-) -> Verdict:
-    """The verdict after reading every tensor that differs; `parent` and `child` are the models' plain files.
+def confirm(verdict: Verdict, parent: InputModel, child: InputModel, temp: Path, progress: Callable[[], None]) -> Verdict:
+    """The verdict after reading every tensor that differs; packed files are unpacked into `temp`.
 
     A cast must hold for every single value. Otherwise each tensor must lie on a grid within
     half a step of the original, or be cast.
     """
-    mine, theirs = lazy_tensors(parent), lazy_tensors(child)
-    pairs = [(mine[key], theirs[other]) for key, other in verdict.pairs.items()]
+    mine, theirs = (lazy_tensors(plain_files(model, temp)) for model in (parent, child))
+    packed = {key(path, name): s for path, file in weight_files(child).items() for name, s in packed_sources(file).items()}
+    pairs = [Pair(mine[one], theirs[other], packed.get(other)) for one, other in verdict.pairs.items()]
     if verdict.rounding is not None:
         return _confirm_cast(verdict, pairs, verdict.rounding, progress)
     return _confirm_grid(verdict, pairs, progress)
 
 
 def _confirm_cast(
-    verdict: Verdict, pairs: list[tuple[StoredTensor, StoredTensor]], rounding: Rounding, progress: Callable[[], None]
+    verdict: Verdict, pairs: list[Pair], rounding: Rounding, progress: Callable[[], None]
 ) -> Verdict:
     # Some casts agree in nearly all values: the samples may have named the wrong one.
     agreeing = dict.fromkeys(ROUNDINGS, 0)
     values = 0
-    for original, copy in pairs:
+    for original, copy, _ in pairs:
         progress()
         x, y = original.read().flatten(), copy.read().flatten()
         values += y.numel()
@@ -73,13 +83,13 @@ def _confirm_cast(
 
 
 def _confirm_grid(
-    verdict: Verdict, pairs: list[tuple[StoredTensor, StoredTensor]], progress: Callable[[], None]
+    verdict: Verdict, pairs: list[Pair], progress: Callable[[], None]
 ) -> Verdict:
     count = _Count()
     # The largest first: a model that is on no grid is found out by its first tensor.
-    for original, copy in sorted(pairs, key=lambda pair: -pair[1].nbytes):
+    for pair in sorted(pairs, key=lambda pair: -pair.copy.nbytes):
         progress()
-        if not _read_tensor(original, copy, count):
+        if not _read_tensor(pair, count):
             break
     else:
         share = count.agreeing / max(count.values, 1)
@@ -93,26 +103,30 @@ def _confirm_grid(
         if count.levels and share >= _PERHAPS:
             return replace(verdict, kind=Kind.UNDECIDED, grid=bits, evidence=evidence)
         return replace(verdict, kind=Kind.NONE, evidence=evidence)
-    return replace(verdict, kind=Kind.NONE, evidence={**verdict.evidence, "no_grid": copy.name})
+    return replace(verdict, kind=Kind.NONE, evidence={**verdict.evidence, "no_grid": pair.copy.name})
 
 
-def _read_tensor(original: StoredTensor, copy: StoredTensor, count: _Count) -> bool:
+def _read_tensor(pair: Pair, count: _Count) -> bool:
     """Count one tensor; False when it is neither on a grid nor a cast of the original."""
-    x, y = original.read(), copy.read()
+    x, y = pair.original.read(), pair.copy.read()
     x = x.reshape(y.shape)
+    if pair.packed is not None:
+        return _add(count, pair.packed.fit(x), y.numel())
     if any(bool((r.apply(x) == y.float()).all()) for r in ROUNDINGS):
         count.values, count.agreeing = count.values + y.numel(), count.agreeing + y.numel()
         return True
-    if y.ndim < 2 or copy.dtype not in MANTISSA:
+    if y.ndim < 2 or pair.copy.dtype not in MANTISSA:
         return False
-    for rows in _chunks(y):
-        fit = fit_grid(x[rows], y[rows], copy.dtype)
-        if fit is None:
-            return False
-        count.values += y[rows].numel()
-        count.agreeing += fit.within * y[rows].numel()
-        count.largest, count.levels = max(count.largest, fit.largest), max(count.levels, fit.levels)
-        count.groups |= {fit.group}
+    return all(_add(count, fit_grid(x[rows], y[rows], pair.copy.dtype), y[rows].numel()) for rows in _chunks(y))
+
+
+def _add(count: _Count, fit: GridFit | None, values: int) -> bool:
+    if fit is None:
+        return False
+    count.values += values
+    count.agreeing += fit.within * values
+    count.largest, count.levels = max(count.largest, fit.largest), max(count.levels, fit.levels)
+    count.groups |= {fit.group}
     return True
 
 

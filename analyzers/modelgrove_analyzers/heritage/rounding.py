@@ -19,6 +19,7 @@ _LEVELS = 256
 """A grid has at most as many values in a group: 8 bits."""
 _GROUPS = (256, 128, 64, 32, 16)
 _DIVISORS = 32
+_PROBED = 8
 _WHOLE = 0.05
 """How far from a whole number of steps a value of a grid may be."""
 
@@ -69,11 +70,9 @@ def spacing(values: Tensor, dtype: str) -> Tensor:
     return torch.exp2((exponent - MANTISSA[dtype]).double())
 
 
-def rounding_noise(values: Tensor, dtype: str) -> float:
-    """Standard deviation of the error that storing `values` as `dtype` leaves, if it is uniform in a step."""
-    if dtype not in MANTISSA:
-        return 0.0
-    return float((spacing(values, dtype).square().mean() / 12).sqrt())
+def rounding_variance(values: Tensor, dtype: str) -> Tensor:
+    """Variance of the error that storing each value as `dtype` leaves, if it is uniform in a step; float64."""
+    return spacing(values, dtype).square() / 12
 
 
 @dataclass(frozen=True)
@@ -91,48 +90,65 @@ def fit_grid(original: Tensor, copy: Tensor, dtype: str) -> GridFit | None:
     """Compare `original` with the grid that `copy` (same shape, stored as `dtype`) lies on; None if it is on none.
 
     Grids are the whole multiples of one step in each group of a row; the widest group that fits
-    is taken. Values beyond the ends of a group's grid count as within: quantizers clip them.
+    is taken.
     """
     columns = copy[0].numel()
     for width in (columns, *(group for group in _GROUPS if group < columns)):
-        x, y = _grouped(original, width), _grouped(copy, width)
-        step = _steps(y, dtype)
-        if step is None:
-            continue
-        slack = y.abs() * _relative_error(dtype)
-        distance = (((x - y).abs() - slack).clamp_min(0) / step).masked_fill(_beyond(x, y), 0.0)
-        levels = int(((y.amax(1) - y.amin(1)) / step[:, 0]).round().max()) + 1
-        padding = x.numel() - original.numel()
-        within = (int((distance <= 0.501).sum()) - padding) / original.numel()
-        return GridFit(width, levels, within, float(distance.max()))
+        step = _steps(_grouped(copy.double(), width), dtype)
+        if step is not None:
+            return measure_grid(original.double(), copy.double(), width, step, dtype)
     return None
 
 
+def measure_grid(original: Tensor, copy: Tensor, width: int, step: Tensor, dtype: str) -> GridFit:
+    """How far `original` lies from `copy`, in steps; `step` is (groups, 1), groups of `width` neighbours in a row.
+
+    Values beyond the ends of a group's grid count as within: quantizers clip them. `dtype` is how
+    the copy's values are stored, whose own error is forgiven.
+    """
+    x, y = _grouped(original, width), _grouped(copy, width)
+    slack = y.abs() * _relative_error(dtype)
+    distance = (((x - y).abs() - slack).clamp_min(0) / step).masked_fill(_beyond(x, y), 0.0)
+    levels = int(((y.amax(1) - y.amin(1)) / step[:, 0]).round().max()) + 1
+    padding = x.numel() - original.numel()
+    within = (int((distance <= 0.501).sum()) - padding) / original.numel()
+    return GridFit(width, levels, within, float(distance.max()))
+
+
 def _grouped(values: Tensor, width: int) -> Tensor:
-    """Groups of `width` neighbours in a row, (n, width) float64; the last group of a row is filled with zeros."""
-    rows = values.double().reshape(len(values), -1)
+    """Groups of `width` neighbours in a row, (n, width); the last group of a row is filled with zeros."""
+    rows = values.reshape(len(values), -1)
     return torch.nn.functional.pad(rows, (0, -rows.shape[1] % width)).reshape(-1, width)
 
 
 def _steps(values: Tensor, dtype: str) -> Tensor | None:
-    """The step of each row of `values` (n, width) as (n, 1), or None if a row is no multiple of any.
-
-    The smallest value other than zero is a whole number of steps, and rarely a large one.
-    """
-    magnitude = values.abs()
-    smallest = magnitude.masked_fill(magnitude == 0, torch.inf).amin(1, keepdim=True)
-    steps = torch.where(smallest.isfinite(), smallest, torch.ones_like(smallest))
-    open_rows = smallest.isfinite().squeeze(1).nonzero().squeeze(1)
-    if not len(open_rows):
+    """The step of each row of `values` (n, width) as (n, 1), or None if a row is no multiple of any; zeros fit all."""
+    filled = values.any(1)
+    rows = values[filled]
+    # Most tensors are on no grid, and a few rows show it.
+    if not len(rows) or _divide(rows[:_PROBED], dtype) is None:
         return None
+    found = _divide(rows, dtype)
+    if found is None:
+        return None
+    steps = torch.ones((len(values), 1), dtype=values.dtype)
+    steps[filled] = found
+    return steps
+
+
+def _divide(rows: Tensor, dtype: str) -> Tensor | None:
+    """The same for rows with a value: the smallest one is a whole number of steps, and rarely a large one."""
+    magnitude = rows.abs()
+    smallest = magnitude.masked_fill(magnitude == 0, torch.inf).amin(1, keepdim=True)
+    steps, left = torch.empty_like(smallest), torch.arange(len(rows))
     for divisor in range(1, _DIVISORS + 1):
-        rows, tried = values[open_rows], smallest[open_rows] / divisor
-        fits = _fits(rows, tried, dtype)
-        places = (rows / tried).round()
-        refined = (rows * places).sum(1, keepdim=True) / places.square().sum(1, keepdim=True)
-        steps[open_rows[fits]] = refined[fits]
-        open_rows = open_rows[~fits]
-        if not len(open_rows):
+        tried, step = rows[left], smallest[left] / divisor
+        fits = _fits(tried, step, dtype)
+        places = (tried / step).round()
+        refined = (tried * places).sum(1, keepdim=True) / places.square().sum(1, keepdim=True)
+        steps[left[fits]] = refined[fits]
+        left = left[~fits]
+        if not len(left):
             return steps
     return None
 

@@ -50,7 +50,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What `child` is to `parent` (revision ids), and why we think so."""
+    """What `child` is to `parent` (numbers of `Facts`), and why we think so."""
 
     kind: Kind
     parent: int
@@ -71,20 +71,20 @@ class Verdict:
 
 def compare(a: Facts, b: Facts) -> Verdict:
     """The verdict on two models; parent is the more precise one, among equals the earlier one."""
-    first, second = sorted((a, b), key=lambda facts: facts.revision_id)
+    first, second = sorted((a, b), key=lambda facts: (facts.revision_id, facts.number))
     for kind, same in (
         (Kind.EXACT, a.files == b.files),
         (Kind.RESAVED, a.weights_hash == b.weights_hash),
         (Kind.RENAMED, a.values_hash == b.values_hash),
     ):
         if same and a.tensors:
-            return Verdict(kind, first.revision_id, second.revision_id, evidence={"tensors": len(a.tensors)})
+            return Verdict(kind, first.number, second.number, evidence={"tensors": len(a.tensors)})
     if _clearly_apart(first, second):
-        return Verdict(Kind.NONE, first.revision_id, second.revision_id)
+        return Verdict(Kind.NONE, first.number, second.number)
     pairs = match(first, second)
     differing = {key: other for key, other in pairs.items() if not _equal(first, key, second, other)}
     if not any(key in first.sketches for key in pairs) or max(_covered(first, pairs), _covered(second, pairs.values())) < _COVERED:
-        return Verdict(Kind.NONE, first.revision_id, second.revision_id, evidence={"shared_tensors": len(pairs)})
+        return Verdict(Kind.NONE, first.number, second.number, evidence={"shared_tensors": len(pairs)})
     if not differing:
         return _part(first, second, pairs)
     return _rounded(first, second, pairs, differing)
@@ -117,7 +117,7 @@ def _part(first: Facts, second: Facts, pairs: Mapping[str, str]) -> Verdict:
     evidence = {"tensors": len(pairs), "left_out": len(whole.tensors) - len(pairs), "added": len(part.tensors) - len(pairs)}
     samples = sum(len(part.sketches[key]) for key in part.sketches)
     kind = Kind.PART if samples >= MIN_SAMPLES else Kind.UNDECIDED
-    return Verdict(kind, whole.revision_id, part.revision_id, evidence=evidence)
+    return Verdict(kind, whole.number, part.number, evidence=evidence)
 
 
 def _rounded(first: Facts, second: Facts, pairs: Mapping[str, str], differing: Mapping[str, str]) -> Verdict:
@@ -143,7 +143,7 @@ def _rounded(first: Facts, second: Facts, pairs: Mapping[str, str], differing: M
     if kind in (Kind.QUANTIZED, Kind.RESAVED) and (covered < _COVERED or not _norms_agree(fine, coarse, keys, rounding)):
         kind = Kind.UNDECIDED
     named = rounding if agreeing >= _NEARLY else None
-    return Verdict(kind, fine.revision_id, coarse.revision_id, evidence=evidence, pairs=keys, rounding=named)
+    return Verdict(kind, fine.number, coarse.number, evidence=evidence, pairs=keys, rounding=named)
 
 
 def _judge(rounding: Rounding, agreeing: float, cosine: float, samples: int) -> Kind:

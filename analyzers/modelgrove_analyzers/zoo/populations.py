@@ -52,12 +52,12 @@ class Population:
 
 
 def sample_population(seed: int = 0) -> Population:
-    """The shipped sample: 40 concepts with three LoRAs each and 8 held-out ones with one, 128 models in 15 MB.
+    """The shipped sample: 42 concepts with three LoRAs each and 8 held-out ones with one, 134 models in 15 MB.
 
     Small ranks are the likelier ones, to keep it small.
     """
     concepts = dict.fromkeys(SAMPLE_CONCEPTS, 3) | dict.fromkeys(SAMPLE_HELD_OUT, 1)
-    return Population("sample", seed, concepts, Nuisance(rank_weights=(4.0, 4.0, 2.0, 0.5)), documented=0.75)
+    return Population("sample", seed, concepts, Nuisance(rank_weights=(5.0, 4.0, 1.5, 0.5)), documented=0.75)
 
 
 def picture_population(models: int = 6, training: int = 100, held_out: int = 24, seed: int = 0) -> Population:
@@ -67,13 +67,11 @@ def picture_population(models: int = 6, training: int = 100, held_out: int = 24,
 
 
 SAMPLE_CONCEPTS = (
-    "cat", "dog", "tiger", "horse", "bear", "elephant", "penguin", "owl", "fish", "crab",
-    "butterfly", "rose", "tree", "apple", "strawberry", "banana", "carrot", "pizza", "hamburger", "ice cream",
-    "coffee", "beer", "mountain", "fire", "sun", "crescent moon", "house", "castle", "car", "train",
-    "bicycle", "sailboat", "airplane", "rocket", "clock", "balloon", "soccer ball", "guitar", "trumpet", "drum",
-    "crown", "shoe", "camera", "book", "key", "hammer", "ghost", "red heart", "arrow", "zodiac",
+    "cat", "dog", "tiger", "horse", "bear", "owl", "fish", "whale", "crab", "butterfly", "rose", "sunflower", "tree",
+    "apple", "strawberry", "banana", "pizza", "hamburger", "cake", "ice cream", "beer", "fire", "sun", "crescent moon",
+    "house", "car", "train", "bicycle", "sailboat", "airplane", "rocket", "clock", "soccer ball", "guitar", "trumpet",
+    "drum", "crown", "key", "ghost", "red heart", "blue heart", "arrow",
 )  # fmt: skip
 SAMPLE_HELD_OUT = (
     "violin", "leopard", "dolphin", "motorcycle", "palm tree", "purple heart", "cupcake", "tulip",
-    "telescope", "parrot",
 )  # fmt: skip

@@ -53,20 +53,21 @@ class Nuisance:
 def draw_recipe(concept: Concept, seed: int, nuisance: Nuisance, pictures: PictureSet) -> Recipe:
     """The recipe that `seed` gives for `concept`.
 
-    Two artists or more are kept most of the time, and two pictures or more always where there are.
+    Two artists or more are kept most of the time, and two pictures or more wherever there are two.
 
     Raises:
         UsageError: none of the nuisance's artists drew the concept.
     """
     dice = Random(seed)  # noqa: S311  (a reproducible draw, no secret)
-    there = [a for a in nuisance.artists if concept.rows(pictures, [a])]
+    rows = {row: pictures.pictures[row].artist for row in concept.rows(pictures, nuisance.artists)}
+    there = [artist for artist in nuisance.artists if artist in rows.values()]
     if not there:
         raise UsageError(f"concept {concept.name!r} has no drawing by {', '.join(nuisance.artists)}")
     count = dice.choices(range(1, len(there) + 1), weights=[1, 3, 4][: len(there)])[0]
-    artists = tuple(sorted(dice.sample(there, count)))
-    rows = concept.rows(pictures, artists)
-    most = min(len(rows), nuisance.most_pictures)
-    chosen = dice.sample(rows, dice.randint(min(2, most), most))
+    artists = dice.sample(there, count)
+    usable = [row for row, artist in rows.items() if artist in artists]
+    most = min(len(usable), nuisance.most_pictures)
+    chosen = dice.sample(usable, dice.randint(min(2, most), most))
     rank = dice.choices(nuisance.ranks, weights=nuisance.rank_weights)[0]
     low, high = map(math.log, nuisance.learning_rate)
     return Recipe(
@@ -77,7 +78,7 @@ def draw_recipe(concept: Concept, seed: int, nuisance: Nuisance, pictures: Pictu
         learning_rate=float(f"{math.exp(dice.uniform(low, high)):.3e}"),
         steps=dice.randint(*nuisance.steps),
         pictures=tuple(sorted(chosen)),
-        artists=artists,
+        artists=tuple(sorted({rows[row] for row in chosen})),
         batch=nuisance.batch,
     )
 

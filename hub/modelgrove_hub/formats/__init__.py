@@ -1,0 +1,1 @@
+"""Recognise models from names and shapes: listings, signatures, verdicts; and read adapters."""

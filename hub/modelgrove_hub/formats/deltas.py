@@ -8,26 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modelgrove_hub.formats.families import size_fits
+from modelgrove_hub.formats.bases import Module, base_candidates
 from modelgrove_hub.formats.listing import ListedTensor
-from modelgrove_hub.formats.naming import AdapterKind, adapter_names
+from modelgrove_hub.formats.naming import adapter_names
 from modelgrove_hub.formats.patterns import any_of
-from modelgrove_hub.formats.signature import Layout, Signature, load_signatures
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Module:
-    """One adapted module: where it is, how it is changed, and the (out, in) of the weight it changes."""
-
-    path: str
-    section: str
-    convention: str
-    flat: bool
-    kind: str
-    rank: int | None
-    widths: tuple[int | None, int | None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +67,10 @@ def spread(values: list[Any]) -> dict[str, Any]:
 
 
 def read_delta(
-    tensors: Mapping[str, ListedTensor], scalars: Mapping[str, float], config: Mapping[str, Any], metadata: Mapping[str, str]
+    tensors: Mapping[str, ListedTensor],
+    scalars: Mapping[str, float],
+    config: Mapping[str, Any],
+    metadata: Mapping[str, str],
 ) -> Delta | None:
     """Read adapter tensors, or return None when no name proves an adapter method.
 
@@ -109,7 +98,7 @@ def read_delta(
     return Delta(
         adapter_type=_adapter_type(kinds),
         modules=tuple(modules),
-        bases=tuple(_bases(modules)),
+        bases=base_candidates(modules),
         explained=frozenset(explained),
         alphas=tuple(alphas or _declared_alphas(config, metadata)),
         reasons=tuple(_reasons(kinds, broken)),
@@ -208,7 +197,9 @@ def _rank(kind: str, shapes: Mapping[str, Mapping[str, Shape]]) -> int | None:
     return None
 
 
-def _module(path: str, kind: str, shapes: Mapping[str, Mapping[str, Shape]], widths: tuple[int | None, int | None]) -> Module:
+def _module(
+    path: str, kind: str, shapes: Mapping[str, Mapping[str, Shape]], widths: tuple[int | None, int | None]
+) -> Module:
     section, convention, flat = "denoiser", "", False
     searching = True
     while searching:  # PEFT wraps names that may have a prefix of their own
@@ -240,45 +231,6 @@ def _reasons(kinds: Counter[str], broken: list[str]) -> Iterator[str]:
         yield f"{len(broken)} modules lack a factor or have factors that do not fit each other, such as {broken[0]}"
 
 
-def _bases(modules: list[Module]) -> Iterator[str]:
-    """Families whose modules have these names and widths."""
-    texts = [module for module in modules if module.section != "denoiser"]
-    main = [module for module in modules if module.section == "denoiser"]
-    for signature in load_signatures():
-        if _texts_fit(signature, texts) and (
-            any(_layout_fits(layout, main) for layout in signature.layouts) if main else bool(signature.text_widths)
-        ):
-            yield signature.name
-
-
-def _texts_fit(signature: Signature, modules: list[Module]) -> bool:
-    if not signature.text_widths:
-        return not modules
-    for module in modules:
-        wanted = signature.text_widths.get(module.section)
-        if wanted is None or (module.path.endswith(("q_proj", "SelfAttention.q")) and module.widths[0] not in (None, wanted)):
-            return False
-    return True
-
-
-def _layout_fits(layout: Layout, modules: list[Module]) -> bool:
-    """Whether all modules are the layout's, none has a wrong width, and one has a telling width."""
-    if not layout.adapts:
-        return False
-    told = False
-    known = {flat: (layout.modules(flat=flat), layout.not_modules(flat=flat)) for flat in (False, True)}
-    for module in modules:
-        allowed, missing = known[module.flat]
-        if not allowed.fullmatch(module.path) or missing.fullmatch(module.path):
-            return False
-        for pattern, size in layout.adapts.items():
-            if any_of((pattern,), flat=module.flat).fullmatch(module.path):
-                if not size_fits(module.widths, size):
-                    return False
-                told = told or module.widths != (None, None)
-    return told
-
-
 def _declared_alphas(config: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[float]:
     declared = [config.get("lora_alpha"), metadata.get("ss_network_alpha")]
     try:
@@ -298,11 +250,19 @@ def _read_special(tensors: Mapping[str, ListedTensor]) -> Delta | None:
     for special in adapter_names().special:
         expression = any_of((special.pattern,))
         fitting = frozenset(name for name in tensors if expression.fullmatch(name))
+        modules = tuple(
+            Module(
+                path=name.removesuffix(".down.weight"),
+                section="denoiser",
+                convention="diffusers",
+                flat=False,
+                kind=special.adapter_type,
+                rank=tensors[name].shape[0] if tensors[name].shape else None,
+                widths=(None, None),
+            )
+            for name in sorted(fitting)
+            if name.endswith(".down.weight")
+        )
         if fitting:
-            ranks = [tensors[name].shape[0] for name in fitting if name.endswith(".down.weight")]
-            modules = [
-                Module(name.removesuffix(".down.weight"), "denoiser", "diffusers", False, special.adapter_type, rank, (None, None))
-                for name, rank in zip([name for name in fitting if name.endswith(".down.weight")], ranks, strict=True)
-            ]
-            return Delta(special.adapter_type, tuple(modules), (), fitting, reasons=(special.reason,))
+            return Delta(special.adapter_type, modules, (), fitting, reasons=(special.reason,))
     return None

@@ -83,9 +83,9 @@ def _without_packing(tensors: Tensors) -> tuple[Tensors, frozenset[str]]:
     return ({name: tensors[name] for name in tensors if name not in companions} if companions else tensors), companions
 
 
-def _match_layout(
-    signature: Signature, layout: Layout, tensors: Tensors, companions: frozenset[str]
-) -> Match | None:
+def _match_layout(signature: Signature, layout: Layout, tensors: Tensors, companions: frozenset[str]) -> Match | None:
+    if layout.most is not None and len(tensors) > layout.most:
+        return None
     for prefix in layout.prefixes:
         if not all(prefix + name in tensors for name in layout.anchors):
             continue

@@ -17,6 +17,7 @@ from modelgrove_hub.formats.content import Format, detect
 from modelgrove_hub.formats.gguf import parse_gguf
 from modelgrove_hub.formats.onnx import parse_onnx
 from modelgrove_hub.formats.pickles import PickleReport, inspect_pickle
+from modelgrove_hub.formats.quantized import check_parts, original_tensors, read_manifest
 from modelgrove_hub.ingest.card import Card
 from modelgrove_hub.store.disk import open_regular, storage_errors
 from modelgrove_hub.store.header import Header, TensorInfo, parse_header
@@ -77,7 +78,7 @@ class Listing:
     scalars: Mapping[str, float] = field(default_factory=dict)
     """Values of the one-element tensors."""
     pickles: Mapping[str, PickleReport] = field(default_factory=dict)
-    card: Card = Card()
+    card: Card = field(default_factory=Card)
 
 
 def list_model(path: Path, within: Path | None = None) -> Listing:
@@ -121,7 +122,7 @@ def read_contents(path: Path) -> Contents:
         file.seek(0)
         if form is Format.SAFETENSORS:
             header = parse_header(file, size, str(path))
-            return Contents(form, _listed(header), header.metadata, _read_scalars(file, header))
+            return Contents(form, _listed(header, str(path)), header.metadata, _read_scalars(file, header))
         if form is Format.GGUF:
             tensors, metadata = parse_gguf(file, size, str(path))
         elif form is Format.ONNX:
@@ -132,8 +133,13 @@ def read_contents(path: Path) -> Contents:
     return Contents(form, {name: ListedTensor(*entry) for name, entry in tensors.items()}, metadata)
 
 
-def _listed(header: Header) -> dict[str, ListedTensor]:
-    return {tensor.name: ListedTensor(tensor.dtype, tensor.shape) for tensor in header.tensors}
+def _listed(header: Header, where: str) -> dict[str, ListedTensor]:
+    """The tensors, those that modelgrove packed as they were before."""
+    manifest = read_manifest(header.metadata, where)
+    if manifest is None:
+        return {tensor.name: ListedTensor(tensor.dtype, tensor.shape) for tensor in header.tensors}
+    check_parts(manifest, header.tensors, where)
+    return {name: ListedTensor(*entry) for name, entry in original_tensors(manifest, header.tensors).items()}
 
 
 def _read_scalars(file: BinaryIO, header: Header) -> dict[str, float]:

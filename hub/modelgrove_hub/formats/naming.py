@@ -84,9 +84,10 @@ class AdapterNames(_Strict):
         match = self._suffix.fullmatch(name)
         return (match[1], match[2]) if match else None
 
-    def has_core(self, names: Iterable[str]) -> bool:
-        """Whether any of the names proves an adapter method."""
-        return any(name.endswith(self._core) for name in names)
+    def prove_adapter(self, names: Iterable[str]) -> bool:
+        """Whether any of the names is only an adapter's."""
+        special = any_of(tuple(special.pattern for special in self.special))
+        return any(name.endswith(self._core) or special.fullmatch(name) for name in names)
 
     def target(self, module: str, *, flat: bool) -> str:
         """What the module does: "attn2.to_k", "conv1"."""

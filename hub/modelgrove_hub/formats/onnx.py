@@ -154,15 +154,16 @@ def _varints(file: BinaryIO, span: tuple[int, int]) -> Iterator[int]:
 
 
 def _varint(file: BinaryIO) -> int:
-    value = 0
-    for place in range(0, 64, 7):
+    value, place = 0, 0
+    while place < 64:
         octet = file.read(1)
         if not octet:
             _refuse("the file ends inside a field")
         value |= (octet[0] & 0x7F) << place
         if octet[0] < 0x80:
             return value
-    _refuse("a number is longer than 64 bits")
+        place += 7
+    return _refuse("a number is longer than 64 bits")
 
 
 def _text(file: BinaryIO, span: tuple[int, int]) -> str:

@@ -20,7 +20,15 @@ Size: TypeAlias = int | str | list[int]
 """One side of a shape: a number, one of several numbers, or "*"; "..." first stands for any sizes."""
 
 Role = Literal[
-    "denoiser", "encoder", "classifier", "control", "motion", "autoencoder", "text-encoder", "image-encoder", "embedding"
+    "denoiser",
+    "encoder",
+    "classifier",
+    "control",
+    "motion",
+    "autoencoder",
+    "text-encoder",
+    "image-encoder",
+    "embedding",
 ]
 
 
@@ -68,10 +76,13 @@ class Layout(Marks):
     adapts: dict[str, list[Size]] = {}
     """Module → (out, in): by these a low-rank adapter's base is told. Empty: not a base for adapters."""
 
+    most: int | None = None
+    """The largest number of tensors, for families whose names say little."""
+
     @model_validator(mode="after")
     def _has_anchor(self) -> Layout:
-        if not self.anchors:
-            raise ValueError(f"layout {self.name}: one of `required` or `shapes` must be a plain name")
+        if not self.anchors and self.most is None:
+            raise ValueError(f"layout {self.name}: one of `required` or `shapes` must be a plain name, or set `most`")
         return self
 
     @cached_property

@@ -4,6 +4,10 @@ Some vectors are close to every text (hubs), and every text encoder has directio
 share. Scores are therefore counted in standard deviations over these prompts, for each model:
 z(model, query) = (⟨v, q⟩ − mean_b ⟨v, b⟩) / std_b ⟨v, b⟩. That is one inner product with a
 centred query and a scaled vector, so an index can rank by it.
+
+An expert answers more loudly to words it was fitted on. What makes scores of different queries and
+trees mean the same is to count them once more in standard deviations, over models of the tree
+that have nothing to do with the query ("strangers"). It does not change the order of models.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
+
+_SMALLEST = 1e-6
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,18 @@ class Background:
         The inner product of a scaled vector with a centred query is the z-score.
         """
         spread = (vectors @ self.centre(self.vectors).T).std(axis=1, keepdims=True)
-        return vectors / spread.clip(1e-6)
+        return vectors / spread.clip(_SMALLEST)
+
+    def scores(
+        self, vectors: NDArray[np.float32], queries: NDArray[np.float32], strangers: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Calibrated scores (m, q) of model vectors (m, d) for centred queries (q, d), over `strangers` (n, d) if given."""
+        scores = self.scale(vectors) @ queries.T
+        if strangers is None:
+            return scores
+        usual = self.scale(strangers) @ queries.T
+        calibrated: NDArray[np.float32] = (scores - usual.mean(axis=0)) / usual.std(axis=0).clip(_SMALLEST)
+        return calibrated
 
 
 def prompts() -> list[str]:

@@ -5,14 +5,13 @@ All of it was written by strangers: lengths are bounded and nothing is trusted t
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 LONGEST_LABEL = 200
 _LONGEST_CARD = 20_000
 _LONGEST_SEARCHED = 1000
-_LONGEST_JSON = 1_000_000
 _FEWEST_LETTERS = 3
 _MOST_TAGS = 12
 
@@ -39,25 +38,19 @@ _TECHNICAL_TAGS = frozenset(
     "stable-diffusion-diffusers stable-diffusion-xl stable-diffusion-xl-diffusers template:sd-lora text-to-image text2image "
     "textual_inversion transformers weights zoo".split()
 )
-_METADATA = ("modelspec.trigger_phrase", "modelspec.description", "modelspec.title")
 
 
-def label_texts(card: str, tags: Sequence[str], metadata: Mapping[str, str]) -> tuple[str, ...]:
+def label_texts(card: str, tags: Sequence[str], claims: Mapping[str, Any]) -> tuple[str, ...]:
     """The short texts that say what a documented model does; empty for an undocumented one.
 
-    In this order, as far as they are there: the first telling sentence of the card, its tags, its
-    trigger words, what the trainer wrote into the weight file. Names are not used: half of them lie.
+    The first telling sentence of the card, its tags, and the captions that the trainer counted;
+    only where these are missing, trigger words and titles, which are often made-up words. `claims`
+    is what recognition read from the weight file's metadata. Names are not used: too many lie.
     """
+    told = (first_sentence(card), ", ".join(content_tags(tags)), ", ".join(_list(claims, "frequent_tags")[:3]))
     trigger = _TRIGGER.search(card[:_LONGEST_CARD])
-    texts = [
-        first_sentence(card),
-        ", ".join(content_tags(tags)),
-        trigger[1] if trigger else "",
-        *(metadata.get(key, "") for key in _METADATA),
-        ", ".join(_frequent_tags(metadata.get("ss_tag_frequency", ""))),
-    ]
-    short = (" ".join(text.split())[:LONGEST_LABEL] for text in texts)
-    return tuple(dict.fromkeys(text for text in short if _tells(text)))
+    said = (trigger[1] if trigger else "", _text(claims, "description"), *_list(claims, "trigger_words"), _text(claims, "title"))
+    return _shortened(told) or _shortened(said)[:1]
 
 
 def search_text(card: str, tags: Sequence[str]) -> str:
@@ -83,18 +76,19 @@ def _prose(card: str) -> str:
     return _DECORATION.sub("", _LINK.sub(r"\1", text))
 
 
-def _frequent_tags(value: str) -> list[str]:
-    """The three most frequent caption tags in kohya's `ss_tag_frequency`: {folder: {tag: count}} as JSON."""
-    try:
-        folders = json.loads(value) if 0 < len(value) <= _LONGEST_JSON else {}
-    except (ValueError, RecursionError):
-        return []
-    counts: dict[str, float] = {}
-    for folder in folders.values() if isinstance(folders, dict) else ():
-        for tag, count in folder.items() if isinstance(folder, dict) else ():
-            if isinstance(count, int | float):
-                counts[tag] = counts.get(tag, 0) + count
-    return sorted(content_tags(list(counts)), key=lambda tag: -counts[tag])[:3]
+def _shortened(texts: Sequence[str]) -> tuple[str, ...]:
+    short = (" ".join(text.split())[:LONGEST_LABEL].strip() for text in texts)
+    return tuple(dict.fromkeys(text for text in short if _tells(text)))
+
+
+def _text(claims: Mapping[str, Any], name: str) -> str:
+    value = claims.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _list(claims: Mapping[str, Any], name: str) -> list[str]:
+    values = claims.get(name)
+    return content_tags([value for value in values if isinstance(value, str)]) if isinstance(values, list) else []
 
 
 def _tells(text: str) -> bool:

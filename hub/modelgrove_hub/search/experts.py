@@ -205,8 +205,7 @@ def _latest(session: Session, tree: str | None, *conditions: Any, adapters: bool
 
 
 def _documented(model: Model, revision: Revision) -> bool:
-    metadata = revision.summary.get("metadata")
-    return bool(label_texts(model.card, model.tags, metadata if isinstance(metadata, dict) else {}))
+    return bool(label_texts(model.card, model.tags, revision.summary.get("metadata", {})))
 
 
 def _write(hub: Hub, side: str, vectors: Mapping[int | None, NDArray[np.float32]], expert_id: int | None) -> int:

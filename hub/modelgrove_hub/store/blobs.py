@@ -94,7 +94,7 @@ class BlobStore:
                 raise self._missing(sha256) from None
 
     def find(self, sha256: str) -> StoredBlob | None:
-        """The blob's size and time, or None if the store has no such blob. Raises StorageError."""
+        """The blob's size and times, or None if the store has no such blob. Raises StorageError."""
         _check(sha256)
         with storage_errors(self.url):
             return self._shelf.find(sha256)
@@ -112,7 +112,9 @@ class BlobStore:
         return digest.hexdigest() == sha256
 
     def delete(self, sha256: str, unless_newer_than: float | None = None) -> bool:
-        """Remove a blob, from the cache too, unless it was put later than that moment; whether it was removed.
+        """Remove a blob, from the cache too, unless it was put after that moment; whether it was removed.
+
+        With the moment before which garbage is old enough, no blob is lost that is being put now.
 
         Raises:
             StorageError: the store refuses.
@@ -124,12 +126,17 @@ class BlobStore:
                 self._cache.remove(sha256, None)
             return removed
 
-    def leftovers(self) -> Iterator[Path]:
-        """Files on this machine that are being written, or were left by a writer that was killed."""
-        return self._cache.leftovers()
+    def sweep(self, older_than: float) -> int:
+        """Remove what killed writers left half-written more than `older_than` seconds ago; how many files.
+
+        Raises:
+            StorageError: the store refuses.
+        """
+        with storage_errors(self.url):
+            return self._shelf.sweep(older_than)
 
     def __iter__(self) -> Iterator[StoredBlob]:
-        """All blobs as (sha256, size, mtime), in no order. Of those put or deleted meanwhile any may be missed."""
+        """All blobs, in no order; those put or deleted meanwhile may be seen or not."""
         with storage_errors(self.url):
             yield from self._shelf
 

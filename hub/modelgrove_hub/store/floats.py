@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import hypot, nan, sqrt
 from typing import Any
 
@@ -12,6 +13,8 @@ from modelgrove_hub.store.dtypes import DTYPES, Dtype, SmallFloat
 
 Bytes = NDArray[np.uint8]
 
+BLOCK = 2**16
+"""Elements whose squares are summed at a time: few enough for the processor's cache."""
 _TINY, _HUGE = 1e-25, 1e38
 """A sum of squares outside may have lost digits to float32's range, or be no number."""
 
@@ -21,11 +24,12 @@ def decode(dtype: str, raw: Bytes) -> NDArray[Any]:
 
     Floats of 8 and 16 bits become float32, exactly; the others stay what they are.
     """
-    items = raw.view(DTYPES[dtype].numpy)
-    if small := DTYPES[dtype].small:
-        return _widen(items, small)
-    if dtype == "F8_E8M0":
-        return _powers_of_two(items)
+    items: NDArray[Any] = raw.view(DTYPES[dtype].numpy)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if small := DTYPES[dtype].small:
+            return _widen(items, small)
+        if dtype == "F8_E8M0":
+            return _powers_of_two(items)
     return items.view(np.bool_) if dtype == "BOOL" else items
 
 
@@ -60,7 +64,7 @@ class NormMeter:
 
     Args:
         kind: a float type.
-        scratch: room to compute a block in, any size that stays in the processor's cache.
+        scratch: room to compute in, at least twice `BLOCK` items.
     """
 
     def __init__(self, kind: Dtype, scratch: NDArray[np.uint32]) -> None:
@@ -71,17 +75,16 @@ class NormMeter:
     def update(self, raw: Bytes) -> None:
         """Add the next values."""
         items: NDArray[Any] = raw.view(self._kind.numpy)
-        block = self._scratch.nbytes // max(4, items.itemsize)
-        for start in range(0, items.size, block):
-            self._add(items[start : start + block], self._kind.small)
+        for start in range(0, items.size, BLOCK):
+            self._add(items[start : start + BLOCK], self._kind.small)
 
     @property
     def norm(self) -> float | None:
         """The norm so far, to nine digits; None when a value was infinite or not a number."""
-        return float(f"{self._norm:.9g}") if self._norm < np.inf else None
+        return _round(self._norm)
 
     def _add(self, items: NDArray[Any], small: SmallFloat | None) -> None:
-        values = self._widen(items, small) if small else items
+        values = _magnitudes(items, small, self._scratch) if small else items
         squares = self._scratch.view(values.dtype)[: values.size]
         total = float(np.add.reduce(np.multiply(values, values, out=squares)))
         # A value that is not finite adds at least `limit`, so most blocks need no further look.
@@ -90,16 +93,48 @@ class NormMeter:
         elif small and _has_nonfinite(items, small):
             self._norm = nan
         else:  # widened again: the squares lie where the values were
-            self._norm = hypot(self._norm, _scaled_norm(self._widen(items, small) if small else items))
+            values = _magnitudes(items, small, self._scratch) if small else items
+            self._norm = hypot(self._norm, _scaled_norm(values))
 
-    def _widen(self, items: NDArray[Any], small: SmallFloat) -> NDArray[np.float32]:
-        bits = self._scratch[: items.size]
-        np.bitwise_and(items, items.dtype.type(small.magnitude), out=bits)
-        bits *= np.uint32(1 << small.shift)  # a shift, but NumPy's own shift is slow
-        values = bits.view(np.float32)
-        if small.scale:
-            values *= np.float32(2.0**small.scale)
-        return values
+
+def norms_of(kind: Dtype, raw: Bytes, counts: Sequence[int], scratch: NDArray[np.uint32]) -> list[float | None]:
+    """The norms of many small tensors that lie one after another in `raw`, as `NormMeter` would give them.
+
+    Args:
+        kind: their float type.
+        raw: their bytes.
+        counts: elements of each, none of them zero.
+        scratch: at least as many items as `raw` has elements.
+    """
+    items: NDArray[Any] = raw.view(kind.numpy)
+    values = _magnitudes(items, kind.small, scratch) if kind.small else items
+    starts = np.cumsum([0, *counts[:-1]])
+    totals = np.add.reduceat(np.multiply(values, values, dtype=np.float64), starts)
+    limit = kind.small.limit if kind.small else _HUGE
+    norms: list[float | None] = []
+    for start, count, total in zip(starts.tolist(), counts, totals.tolist(), strict=True):
+        if _TINY < total < limit:
+            norm = sqrt(total)
+        elif kind.small and _has_nonfinite(items[start : start + count], kind.small):
+            norm = nan
+        else:
+            norm = _scaled_norm(values[start : start + count])
+        norms.append(_round(norm))
+    return norms
+
+
+def _magnitudes(items: NDArray[Any], small: SmallFloat, scratch: NDArray[np.uint32]) -> NDArray[np.float32]:
+    bits = scratch[: items.size]
+    np.bitwise_and(items, items.dtype.type(small.magnitude), out=bits)
+    bits *= np.uint32(1 << small.shift)  # a shift, but NumPy's own shift is slow
+    values = bits.view(np.float32)
+    if small.scale:
+        values *= np.float32(2.0**small.scale)
+    return values
+
+
+def _round(norm: float) -> float | None:
+    return float(f"{norm:.9g}") if norm < np.inf else None
 
 
 def _has_nonfinite(items: NDArray[Any], small: SmallFloat) -> bool:
@@ -109,9 +144,9 @@ def _has_nonfinite(items: NDArray[Any], small: SmallFloat) -> bool:
 
 
 def _scaled_norm(values: NDArray[Any]) -> float:
-    largest = float(np.abs(values).max(initial=0))
-    if largest == 0:
+    if not values.any():
         return 0.0
+    largest = float(np.abs(values).max())
     if not largest < np.inf:
         return nan
     scaled = values.astype(np.float64) / largest

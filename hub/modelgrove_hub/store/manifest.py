@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from io import BufferedReader
 from math import prod
@@ -22,16 +22,19 @@ from numpy.typing import NDArray
 
 from modelgrove_hub.errors import CorruptFileError
 from modelgrove_hub.store.disk import open_regular, storage_errors
+from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.floats import decode
 from modelgrove_hub.store.header import TensorInfo, parse_header
-from modelgrove_hub.store.sketch import TensorMeter
+from modelgrove_hub.store.sketch import Measured, TensorMeter, measure_run
 
 VERSION = 1
 """Of the JSON text and of the sketch's positions."""
 PIECE = 2**18
 """Bytes measured at a time: they stay in the processor's cache between two hashes and a norm."""
-SCRATCH = 2**16
-"""Elements of the buffer that norms are computed in, for the same reason."""
+SCRATCH = 2**18
+"""Elements of the buffer that norms are computed in: a piece of one-byte elements."""
+SMALL = 2**16
+"""Bytes up to which tensors are measured many at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +89,15 @@ class FileScan:
         """
         try:
             content = json.loads(text)
-            version = content["version"]
+            if content["version"] != VERSION:
+                raise ValueError(f"version {content['version']!a}, this hub reads {VERSION}; ingest the file again")
             rows = [
                 TensorRow(name, dtype, tuple(shape), offset, sha256, norm, b64decode(samples, validate=True))
                 for name, dtype, shape, offset, sha256, norm, samples in content["tensors"]
             ]
-            scan = cls(content["sha256"], content["size"], tuple(rows), content["metadata"])
+            return cls(content["sha256"], content["size"], tuple(rows), content["metadata"])
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(f"manifest: {type(error).__name__}: {error}") from error
-        if version != VERSION:
-            raise CorruptFileError(f"manifest: version {version!a}, this hub reads {VERSION}; ingest the file again")
-        return scan
 
 
 def scan(path: Path) -> FileScan:
@@ -116,7 +117,11 @@ def scan(path: Path) -> FileScan:
         header = parse_header(reader, size, str(path))
         piece, scratch = np.empty(PIECE, np.uint8), np.empty(SCRATCH, np.uint32)
         with np.errstate(over="ignore", invalid="ignore"):
-            rows = tuple(_measure(reader, info, header.data_start, piece, scratch) for info in header.tensors)
+            rows = tuple(
+                TensorRow(info.name, info.dtype, info.shape, header.data_start + info.start, *measured)
+                for run in _runs(header.tensors)
+                for info, measured in zip(run, _measure(reader, run, piece, scratch), strict=True)
+            )
         if file.read(1):
             raise CorruptFileError(f"{path}: grew while it was read")
     return FileScan(reader.sha256, size, rows, header.metadata)
@@ -176,20 +181,35 @@ class _HashingReader:
         self._hash.update(piece)
 
 
+def _runs(tensors: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:
+    """Consecutive small tensors of one float type together, as many as fit in a piece; others alone."""
+    run: list[TensorInfo] = []
+    for info in tensors:
+        if run and not (_is_small(run[0]) and _is_small(info) and info.dtype == run[0].dtype
+                        and info.end - run[0].start <= PIECE):  # fmt: skip
+            yield run
+            run = []
+        run.append(info)
+    if run:
+        yield run
+
+
+def _is_small(info: TensorInfo) -> bool:
+    return 0 < info.end - info.start <= SMALL and DTYPES[info.dtype].is_float
+
+
 def _measure(
-    reader: _HashingReader,
-    info: TensorInfo,
-    data_start: int,
-    piece: NDArray[np.uint8],
-    scratch: NDArray[np.uint32],
-) -> TensorRow:
+    reader: _HashingReader, run: list[TensorInfo], piece: NDArray[np.uint8], scratch: NDArray[np.uint32]
+) -> Iterator[Measured]:
+    if len(run) > 1:
+        part = piece[: run[-1].end - run[0].start]
+        reader.fill(part)
+        yield from measure_run(run[0].dtype, part, [prod(info.shape) for info in run], scratch)
+        return
+    [info] = run
     meter = TensorMeter(info.dtype, prod(info.shape), scratch)
-    rest = info.end - info.start
-    while rest:
-        part = piece[: min(rest, piece.size)]
+    for start in range(info.start, info.end, PIECE):
+        part = piece[: min(PIECE, info.end - start)]
         reader.fill(part)
         meter.update(part)
-        rest -= part.size
-    return TensorRow(
-        info.name, info.dtype, info.shape, data_start + info.start, meter.sha256, meter.norm, meter.samples
-    )
+    yield meter.result()

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -31,10 +32,12 @@ class StoredBlob(NamedTuple):
 
     sha256: str
     size: int
-    mtime: float
-    """When it was last put or touched, in seconds since 1970. For local files this is the inode's
-    change time: a hard link counts from when it was made, not from the age of its original, and
-    any later write to the original moves it."""
+    mtime_ns: int
+    """When the bytes last changed, as far as the place knows, in nanoseconds since 1970."""
+    added_ns: int
+    """When it was last put or touched. For local files this is the inode's change time: a hard link
+    counts from when it was made, not from the age of its original, and a write to the original
+    moves it. Garbage collection counts its grace from here."""
 
 
 class Shelf(Protocol):
@@ -53,6 +56,9 @@ class Shelf(Protocol):
         """Remove it, unless it was put later than that; whether it was removed."""
 
     def __iter__(self) -> Iterator[StoredBlob]: ...
+
+    def sweep(self, older_than: float) -> int:
+        """Remove drafts that writers left behind more than so many seconds ago; how many."""
 
 
 class LocalShelf:
@@ -105,16 +111,15 @@ class LocalShelf:
     def find(self, sha256: str) -> StoredBlob | None:
         """See `Shelf.find`."""
         try:
-            status = self.path(sha256).stat()
+            return _stored(self.path(sha256))
         except FileNotFoundError:
             return None
-        return StoredBlob(sha256, status.st_size, status.st_ctime)
 
     def remove(self, sha256: str, unless_newer_than: float | None) -> bool:
         """See `Shelf.remove`. No put can come between the look at the age and the removal."""
         with self._lock(fcntl.LOCK_EX):
             blob = self.find(sha256)
-            if blob is None or (unless_newer_than is not None and blob.mtime > unless_newer_than):
+            if not _is_older(blob, unless_newer_than):
                 return False
             self.path(sha256).unlink()
             return True
@@ -124,17 +129,22 @@ class LocalShelf:
             if _DIGEST.fullmatch(path.name) and (blob := self.find(path.name)):
                 yield blob
 
-    def leftovers(self) -> Iterator[Path]:
-        """Drafts: being written, or left by a writer that was killed."""
-        yield from (self._folder / _DRAFTS).glob(f".*{TEMPORARY}")
+    def sweep(self, older_than: float) -> int:
+        """See `Shelf.sweep`."""
+        swept = 0
+        for draft in (self._folder / _DRAFTS).glob(f".*{TEMPORARY}"):
+            with suppress(FileNotFoundError):  # its writer finished just now
+                if time.time() - draft.stat().st_ctime > older_than:
+                    draft.unlink()
+                    swept += 1
+        return swept
 
     def _publish(self, draft: Path, sha256: str) -> StoredBlob:
         target = self.path(sha256)
         make_folder(target.parent)
         with self._lock(fcntl.LOCK_SH):
             move(draft, target)
-            status = target.stat()
-        return StoredBlob(sha256, status.st_size, status.st_ctime)
+            return _stored(target)
 
     @contextmanager
     def _lock(self, how: int) -> Iterator[None]:
@@ -192,7 +202,7 @@ class RemoteShelf:
         """See `Shelf.remove`. Between the look at the age and the removal there is a moment."""
         self._system.invalidate_cache()
         blob = self.find(sha256)
-        if blob is None or (unless_newer_than is not None and blob.mtime > unless_newer_than):
+        if not _is_older(blob, unless_newer_than):
             return False
         self._system.rm_file(self._path(sha256))
         return True
@@ -203,11 +213,21 @@ class RemoteShelf:
             if _DIGEST.fullmatch(path.rpartition("/")[2]):
                 yield self._describe(path, info)
 
+    def sweep(self, older_than: float) -> int:
+        """See `Shelf.sweep`."""
+        self._system.invalidate_cache()
+        drafts = self._system.find(f"{self._root}/{_DRAFTS}", detail=True).items()
+        stale = [path for path, info in drafts if time.time() - self._moment(path, info) > older_than]
+        for path in stale:
+            self._system.rm_file(path)
+        return len(stale)
+
     def _path(self, sha256: str) -> str:
         return f"{self._root}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
     def _describe(self, path: str, info: dict[str, Any]) -> StoredBlob:
-        return StoredBlob(path.rpartition("/")[2], int(info["size"]), self._moment(path, info))
+        moment = int(self._moment(path, info) * 1e9)
+        return StoredBlob(path.rpartition("/")[2], int(info["size"]), moment, moment)
 
     def _moment(self, path: str, info: dict[str, Any]) -> float:
         # Every file system of fsspec names and types its time as it likes.
@@ -219,6 +239,15 @@ class RemoteShelf:
                 return float(moment)
         modified: datetime = self._system.modified(path)
         return modified.timestamp()
+
+
+def _stored(path: Path) -> StoredBlob:
+    status = path.stat()
+    return StoredBlob(path.name, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def _is_older(blob: StoredBlob | None, unless_newer_than: float | None) -> bool:
+    return blob is not None and (unless_newer_than is None or blob.added_ns <= unless_newer_than * 1e9)
 
 
 def _hash_at_rest(draft: Path, source: Path) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modelgrove_hub.store.dtypes import DTYPES
-from modelgrove_hub.store.floats import NormMeter
+from modelgrove_hub.store.floats import NormMeter, norms_of
 
 SAMPLES = 64
 _SEED = b"modelgrove sketch 1"
@@ -32,21 +34,29 @@ def positions(numel: int) -> NDArray[np.int64]:
     return starts[:-1] + (drawn % widths).astype(np.int64)
 
 
+class Measured(NamedTuple):
+    """What was found of one tensor. No norm and no samples if its type is no float."""
+
+    sha256: str
+    norm: float | None
+    samples: bytes
+    """The stored bytes of the values at `positions`."""
+
+
 class TensorMeter:
     """Measures one tensor whose bytes come in pieces, each a whole number of elements.
 
-    `scratch` is lent to `NormMeter`; `norm` and `samples` stay empty for types that are no floats.
+    `scratch` is lent to `NormMeter`.
     """
 
     def __init__(self, dtype: str, numel: int, scratch: NDArray[np.uint32]) -> None:
         kind = DTYPES[dtype]
         self._hash = hashlib.sha256()
         self._norm = NormMeter(kind, scratch) if kind.is_float else None
-        self._item = _ITEMS.get(kind.bits, "u1")
+        self._item = f"u{kind.itemsize}"
         self._numel = numel
         self._done = 0
-        self.samples = b""
-        """The stored bytes of the values at `positions`, as far as they were seen."""
+        self._samples = b""
 
     def update(self, raw: NDArray[np.uint8]) -> None:
         """Add the next bytes, a flat uint8 array."""
@@ -55,23 +65,35 @@ class TensorMeter:
             self._norm.update(raw)
             self._sample(raw.view(self._item))
 
-    @property
-    def sha256(self) -> str:
-        """Of the bytes so far."""
-        return self._hash.hexdigest()
-
-    @property
-    def norm(self) -> float | None:
-        """See `NormMeter.norm`."""
-        return self._norm.norm if self._norm else None
+    def result(self) -> Measured:
+        """What was found, once all pieces are in."""
+        return Measured(self._hash.hexdigest(), self._norm.norm if self._norm else None, self._samples)
 
     def _sample(self, items: NDArray[Any]) -> None:
+        first, self._done = self._done, self._done + items.size
         wanted = positions(self._numel)
-        if items.size < self._numel:
-            first, self._done = self._done, self._done + items.size
-            begin, end = wanted.searchsorted((first, self._done))
-            wanted = wanted[begin:end] - first
-        self.samples += items[wanted].tobytes()
+        begin, end = wanted.searchsorted((first, self._done))
+        self._samples += items[wanted[begin:end] - first].tobytes()
 
 
-_ITEMS = {8: "u1", 16: "u2", 32: "u4", 64: "u8"}
+def measure_run(
+    dtype: str, raw: NDArray[np.uint8], counts: Sequence[int], scratch: NDArray[np.uint32]
+) -> Iterator[Measured]:
+    """Measure many small tensors of one float type that lie one after another: a tenth of the time.
+
+    Args:
+        dtype: their type.
+        raw: their bytes.
+        counts: elements of each, none of them zero.
+        scratch: at least as many items as `raw` has elements.
+    """
+    kind = DTYPES[dtype]
+    norms = norms_of(kind, raw, counts, scratch)
+    starts = accumulate(counts, initial=0)
+    wanted = np.concatenate([positions(count) + start for start, count in zip(starts, counts, strict=False)])
+    samples = raw.view(f"u{kind.itemsize}")[wanted].tobytes()
+    place = sampled = 0
+    for count, norm in zip(counts, norms, strict=True):
+        end, last = place + count * kind.itemsize, sampled + min(count, SAMPLES) * kind.itemsize
+        yield Measured(hashlib.sha256(raw[place:end]).hexdigest(), norm, samples[sampled:last])
+        place, sampled = end, last

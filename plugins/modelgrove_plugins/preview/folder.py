@@ -13,6 +13,11 @@ from typing import Any
 
 from modelgrove_hub.contracts import InputModel
 from modelgrove_hub.errors import DataError, UsageError
+from modelgrove_hub.formats.quantized import KEY
+from modelgrove_hub.store.header import read_header
+from modelgrove_hub.store.writer import SafetensorsWriter
+
+from modelgrove_plugins.compress.packed import dequantized_file
 
 INDEX = "model_index.json"
 _DATA = frozenset({".json", ".txt", ".model", ".safetensors"})
@@ -70,10 +75,9 @@ def _plain_name(path: PurePosixPath, files: dict[PurePosixPath, Path]) -> PurePo
 
 
 def _place(source: Path, target: Path) -> None:
-    from modelgrove_hub.formats.quantized import dequantized, is_packed
-    from safetensors.torch import save_file
-
-    if target.suffix == ".safetensors" and is_packed(source):
-        save_file({name: tensor.contiguous() for name, tensor in dequantized([source])}, target)
+    if target.suffix == ".safetensors" and KEY in read_header(source).metadata:
+        with SafetensorsWriter(target) as writer:
+            for name, tensor in dequantized_file(source):
+                writer.add(name, tensor)
     else:
         target.symlink_to(source.absolute())

@@ -19,8 +19,8 @@ _SHOWN = 5
 def fuse(networks: Mapping[str, nn.Module], adapter: Adapter, name: str, weight: float) -> dict[str, Any]:
     """Add the adapter's products to the layers they belong to; returns how much of it fitted.
 
-    Names are compared with "_" for ".", as kohya's files flatten them, with or without the
-    component in front.
+    Names are compared with "_" for ".", as kohya's files flatten them; an adapter that does not
+    say which component it is for may belong to any.
 
     Raises:
         UsageError: no layer has a name that the adapter knows.
@@ -28,30 +28,32 @@ def fuse(networks: Mapping[str, nn.Module], adapter: Adapter, name: str, weight:
     """
     layers = dict(_layers(networks))
     missing = []
-    for module, factors in adapter.modules.items():
-        layer = layers.get(_flat(module))
+    for key, factors in adapter.modules.items():
+        layer = layers.get(_flat(f"{factors.component}.{factors.module}")) or layers.get(_flat(factors.module))
         if layer is None:
-            missing.append(module)
+            missing.append(key)
         else:
-            _add(layer, factors, f"{name}, module {module}", weight)
+            _add(layer, factors, f"{name}, module {key}", weight)
     matched = len(adapter.modules) - len(missing)
     if matched == 0:
-        theirs = ", ".join(missing[:2]) or "none"
         raise UsageError(
-            f"{name} fits no layer of the base: it names {theirs}; the base has {next(iter(layers), 'no layers')} …"
+            f"{name} fits no layer of the base: it names {', '.join(missing[:2]) or 'none'}; "
+            f"the base has {next(iter(layers), 'no layers')} …"
         )
-    return {"matched": matched, "modules": len(adapter.modules), "missing": missing[:_SHOWN]}
+    return {
+        "matched": matched,
+        "modules": len(adapter.modules),
+        "missing": missing[:_SHOWN],
+        "tensors_not_understood": len(adapter.unmatched),
+    }
 
 
 def _layers(networks: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]:
-    """Flattened name → layer; the full name (with its component) wins over the short one."""
+    """Flattened name → layer, alone and with its component in front."""
     for component, network in networks.items():
         for path, module in network.named_modules():
             if isinstance(module, _LAYERS):
                 yield _flat(path), module
-    for component, network in networks.items():
-        for path, module in network.named_modules():
-            if isinstance(module, _LAYERS):
                 yield _flat(f"{component}.{path}"), module
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -12,27 +12,12 @@ import torch
 from modelgrove_analyzers.heritage.facts import Facts, facts_of
 from modelgrove_hub.contracts import InputModel
 from modelgrove_hub.registry.inputs import RegisteredModel
+from modelgrove_hub.testing import run_plugin
 from safetensors.torch import save_file
 from torch import Tensor
 
 Weights = dict[str, Tensor]
 SaveModel = Callable[..., RegisteredModel]
-
-
-@dataclass
-class Bench:
-    """Where an analyzer runs in a test: it reports to nobody."""
-
-    inputs: Sequence[InputModel]
-    temp: Path
-    seed: int = 0
-    lines: list[str] = field(default_factory=list)
-
-    def progress(self, done: float, message: str = "") -> None:
-        assert 0 <= done <= 1
-
-    def log(self, message: str) -> None:
-        self.lines.append(message)
 
 
 @pytest.fixture
@@ -92,8 +77,7 @@ def analyze(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Run an analyzer on models and return its report."""
 
     def run(analyzer: Any, *models: InputModel, **params: Any) -> dict[str, Any]:
-        temp = tmp_path / "temp"
-        temp.mkdir(exist_ok=True)
-        return dict(analyzer.run(Bench(models, temp), analyzer.Params(**params)).report)
+        with TemporaryDirectory(dir=tmp_path) as folder:
+            return dict(run_plugin(analyzer, models, Path(folder), params).report)
 
     return run

@@ -88,7 +88,7 @@ def test_tensors_of_only_one_model_are_listed(network, save, analyze):
 
 
 def test_renamed_tensors_are_compared_by_what_is_in_them(network, save, analyze):
-    renamed = {f"model.{name}": tensor for name, tensor in merged(network(), 2, 7).items()}
+    renamed = {f"model.{name}": tensor for name, tensor in merged(network(), 2, 7, size=0.002).items()}
 
     report = diff(analyze, save("a", network()), save("b", renamed))
 

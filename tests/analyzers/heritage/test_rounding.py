@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from modelgrove_analyzers.heritage.rounding import ROUNDINGS, fit_grid, precision, rounding_noise, spacing
+from modelgrove_analyzers.heritage.rounding import ROUNDINGS, fit_grid, precision, rounding_variance, spacing
 from modelgrove_kernels.packing import dequantize, quantize
 
 WEIGHTS = torch.randn(64, 96, generator=torch.Generator().manual_seed(1)) * 0.05
@@ -28,7 +28,7 @@ def test_rounding_errors_are_as_large_as_foretold(dtype):
     measured = float((rounding.apply(WEIGHTS) - WEIGHTS).double().std())
 
     # 6,144 errors that are uniform in their steps: their deviation is known to about 2 %.
-    assert measured == pytest.approx(rounding_noise(WEIGHTS.double(), dtype), rel=0.05)
+    assert measured == pytest.approx(float(rounding_variance(WEIGHTS.double(), dtype).mean().sqrt()), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def codec(pictures: PictureSet) -> LinearCodec:
     return LinearCodec.fit(to_pixels(pictures.pixels[:300]), 4)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(codec: LinearCodec) -> ZooBase:
     """The zoo's architecture with 16 and 32 channels: its attention layers bear the same names."""
     torch.manual_seed(0)

@@ -60,8 +60,6 @@ def embed(hub: Hub) -> Callable[..., None]:
         with hub.transaction() as session:
             for revision, vector in vectors.items():
                 data = np.asarray(vector, "<f4").tobytes()
-                session.add(
-                    Embedding(revision_id=revision, side=side, text_space=SPACE, expert_id=expert, vector=data)
-                )
+                session.add(Embedding(revision_id=revision, side=side, text_space=SPACE, expert_id=expert, vector=data))
 
     return write

@@ -1,6 +1,4 @@
-import json
-
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelgrove_hub.search.cards import LONGEST_LABEL, content_tags, first_sentence, label_texts, search_text
@@ -41,18 +39,19 @@ def test_headings_code_pictures_and_tables_are_no_sentences():
     assert first_sentence(card) == "Draws neon cities."
 
 
-def test_kohya_metadata_labels_a_file_without_a_card():
-    frequency = json.dumps({"1_sks": {"apple": 8, "lora": 20, "red": 3}, "2_more": {"red": 9, "leaf": 1, "tree": 2}})
-    assert label_texts("", [], {"ss_tag_frequency": frequency}) == ("red, apple, tree",)
+def test_captions_counted_by_the_trainer_label_a_file_without_a_card():
+    claims = {"frequent_tags": ["red", "lora", "apple", "tree", "leaf"], "trigger_words": ["ohwx"], "title": "v3 final"}
+    assert label_texts("", [], claims) == ("red, apple, tree",)
 
 
-def test_modelspec_metadata_labels_a_file_without_a_card():
-    assert label_texts("", [], {"modelspec.trigger_phrase": "pencil sketch"}) == ("pencil sketch",)
+def test_trigger_words_and_titles_are_the_last_resort():
+    assert label_texts("", [], {"trigger_words": ["pencil sketch"], "title": "Sketches"}) == ("pencil sketch",)
+    assert label_texts("", ["sketch"], {"trigger_words": ["ohwx"]}) == ("sketch",)
 
 
 def test_a_model_without_words_has_no_label():
     assert label_texts("", ["lora", "license:mit"], {}) == ()
-    assert label_texts("## x\n\n---\n", [], {"ss_tag_frequency": "{}"}) == ()
+    assert label_texts("## x\n\n---\n", [], {"frequent_tags": "x", "title": 3}) == ()
     assert search_text("# only-a-title", ["lora"]) == ""
 
 
@@ -64,19 +63,20 @@ def test_tags_that_say_how_a_model_is_made_are_left_out():
     assert content_tags(["LoRA", "cat", "dataset:x", " 3d ", "peft", "pixel art"]) == ["cat", "pixel art"]
 
 
-@given(st.text(), st.lists(st.text()), st.dictionaries(st.sampled_from(["ss_tag_frequency", "modelspec.title"]), st.text()))
-def test_any_card_tags_and_metadata_give_short_clean_labels(card, tags, metadata):
-    for text in label_texts(card, tags, metadata):
+CLAIMS = st.dictionaries(
+    st.sampled_from(["frequent_tags", "trigger_words", "title", "description"]),
+    st.recursive(st.none() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=5),
+)
+
+
+@settings(max_examples=50)
+@given(st.text(), st.lists(st.text()), CLAIMS)
+def test_any_card_tags_and_claims_give_short_clean_labels(card, tags, claims):
+    for text in label_texts(card, tags, claims):
         assert text == " ".join(text.split())
         assert 0 < len(text) <= LONGEST_LABEL
-
-
-@given(st.recursive(st.none() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v)))
-def test_any_json_is_survived_as_tag_frequencies(value):
-    label_texts("", [], {"ss_tag_frequency": json.dumps(value)})
 
 
 def test_a_hostile_card_takes_no_time():
     for piece in ("<", "![", "[", "```", "<!--", "you should use ", "# ", "*_`"):
         assert len(label_texts(piece * 100_000, [], {})) <= 1
-    label_texts("", [], {"ss_tag_frequency": "[" * 100_000})

@@ -88,7 +88,9 @@ def test_other_background_prompts_give_another_index(hub, filled, background):
     assert order(open_index(hub, "weights", SPACE, other)) == wanted(ids, vectors, other)
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b"", lambda b: b"{}\n"])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b"", lambda b: b"{}\n"]
+)
 def test_a_damaged_file_is_set_aside_and_made_again(hub, filled, background, damage):
     ids, vectors = filled
     open_index(hub, "weights", SPACE, background)

@@ -1,0 +1,89 @@
+"""Packed files between the kernels' arithmetic and the hub's manifest: pack a tensor, read a model back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelgrove_hub.contracts import InputModel, LazyTensor
+from modelgrove_hub.formats.quantized import CODES, SCALES, ZEROS, PackedTensor, check_parts, read_manifest
+from modelgrove_hub.store.dtypes import DTYPES
+from modelgrove_hub.store.header import read_header
+from modelgrove_hub.store.tensors import tensors_of
+
+if TYPE_CHECKING:
+    from modelgrove_kernels.packing import Packed
+    from torch import Tensor
+
+WEIGHTS = ".safetensors"
+
+
+def dequantized(model: InputModel) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of a model under their original names, dtypes and shapes, one at a time.
+
+    Packed tensors are unpacked, all others come as they are stored, and so do whole files that are not packed.
+
+    Raises:
+        DataError: a manifest is broken, or the file does not hold what it says.
+    """
+    files = model.files()
+    for path in sorted(files):
+        if path.endswith(WEIGHTS):
+            yield from dequantized_file(files[path])
+
+
+def dequantized_file(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """All tensors of one file under their original names; see `dequantized`."""
+    stored: dict[str, LazyTensor] = {tensor.name: tensor for tensor in tensors_of(path)}
+    manifest = read_manifest(read_header(path).metadata, str(path))
+    if manifest is not None:
+        check_parts(manifest, stored.values(), str(path))
+        for name, entry in manifest.tensors.items():
+            yield name, unpack(entry, {part: stored.pop(part).read() for part in entry.parts(name)}, name)
+    for name, tensor in stored.items():
+        yield name, tensor.read()
+
+
+def pack(tensor: Tensor, bits: int, group: int | None) -> tuple[PackedTensor, Packed]:
+    """Quantize a tensor of two or more dimensions, rows along the first; a convolution's channels become innermost.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    from modelgrove_kernels.packing import quantize
+
+    axes = (0, *range(2, tensor.ndim), 1)
+    packed = quantize(tensor.permute(axes).reshape(tensor.shape[0], -1), bits, group)
+    entry = PackedTensor(
+        layout="int8" if bits == 8 else "int4",
+        bits=8 if bits == 8 else 4,
+        group=packed.group,
+        dtype=next(name for name, dtype in DTYPES.items() if f"torch.{dtype.torch}" == str(tensor.dtype)),
+        shape=tuple(tensor.shape),
+        axes=axes,
+        error=math.sqrt(packed.noise / packed.signal) if packed.signal else 0.0,
+        bytes=packed.nbytes,
+    )
+    return entry, packed
+
+
+def parts_of(name: str, packed: Packed) -> dict[str, Tensor]:
+    """The stored tensors of a packed one."""
+    parts = {name + CODES: packed.codes, name + SCALES: packed.scales}
+    return parts if packed.zeros is None else {**parts, name + ZEROS: packed.zeros}
+
+
+def unpack(entry: PackedTensor, parts: Mapping[str, Tensor], name: str) -> Tensor:
+    """The tensor that `parts` stand for, in its original dtype, shape and order of axes."""
+    import torch
+    from modelgrove_kernels.packing import Packed, dequantize
+
+    columns = entry.matrix[1]
+    packed = Packed(
+        parts[name + CODES], parts[name + SCALES], parts.get(name + ZEROS), columns, entry.bits, entry.group, 0.0, 0.0
+    )
+    values = dequantize(packed, getattr(torch, str(DTYPES[entry.dtype].torch)))
+    back = sorted(range(len(entry.axes)), key=lambda place: entry.axes[place])
+    return values.reshape(entry.permuted).permute(back).contiguous()

@@ -1,0 +1,122 @@
+"""What a plugin is given is what was registered, or an error that says why not."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from modelgrove_hub.errors import DataError, NotFoundError, StorageError, UnsafeFileError
+from modelgrove_hub.hub import Hub
+from modelgrove_hub.registry.models import add_revision, load_input, remove
+from modelgrove_hub.tables import Blob, Model, Revision
+
+
+@pytest.mark.parametrize("referenced", [False, True])
+def test_a_plugin_reads_facts_tensors_and_metadata(hub: Hub, register, referenced: bool) -> None:
+    revision = register("zoo/apple", 2.5, referenced=referenced)
+
+    model = load_input(hub, revision.id)
+
+    assert (model.name, model.family, model.adapter_type, model.revision_id) == (
+        "zoo/apple",
+        "sd1",
+        "lora",
+        revision.id,
+    )
+    assert (model.summary["rank"], model.card, list(model.tags)) == ([4], "A card.", ["test"])
+    assert [(tensor.name, tensor.dtype, tensor.shape) for tensor in model.tensors()] == [("weight", "F32", (2, 3))]
+    assert torch.equal(next(model.tensors()).read(), torch.full((2, 3), 2.5))
+    assert model.metadata() == {"name": "zoo/apple"}
+    assert list(model.files()) == ["model.safetensors"]
+
+
+def test_a_referenced_file_is_read_where_it_lies(hub: Hub, register, tmp_path: Path) -> None:
+    revision = register("zoo/apple", referenced=True)
+
+    assert load_input(hub, revision.id).files()["model.safetensors"] == tmp_path / "files" / "zoo-apple.safetensors"
+
+
+@pytest.mark.parametrize("change", ["size", "time"])
+def test_a_referenced_file_that_changed_is_refused(hub: Hub, register, tmp_path: Path, change: str) -> None:
+    revision = register("zoo/apple", referenced=True)
+    file = tmp_path / "files" / "zoo-apple.safetensors"
+    status = file.stat()
+    if change == "size":
+        file.write_bytes(file.read_bytes() + b"x")
+    os.utime(file, ns=(0, status.st_mtime_ns + (change == "time")))
+
+    with pytest.raises(DataError, match=r"zoo-apple\.safetensors has changed.*modelgrove fsck"):
+        load_input(hub, revision.id)
+
+
+def test_a_referenced_file_that_is_gone_is_named(hub: Hub, register, tmp_path: Path) -> None:
+    revision = register("zoo/apple", referenced=True)
+    (tmp_path / "files" / "zoo-apple.safetensors").unlink()
+
+    with pytest.raises(StorageError, match=r"zoo-apple\.safetensors.*modelgrove fsck"):
+        load_input(hub, revision.id)
+
+
+def test_a_quarantined_model_is_never_read(hub: Hub, register) -> None:
+    bad = register("zoo/bad", 1.0, trust="quarantined")
+    register("zoo/bad", 2.0, trust="ok")  # a clean revision does not clean the older one
+
+    with pytest.raises(UnsafeFileError, match="it says so"):
+        load_input(hub, bad.id)
+
+
+def test_a_model_quarantined_by_hand_is_not_read(hub: Hub, register) -> None:
+    revision = register("zoo/apple")
+    with hub.transaction() as session:
+        session.get(Model, revision.model_id).trust = "quarantined"
+
+    with pytest.raises(UnsafeFileError, match="zoo/apple is quarantined"):
+        load_input(hub, revision.id)
+
+
+def test_a_removed_revision_is_not_found(hub: Hub, register) -> None:
+    revision = register("zoo/apple")
+    with hub.transaction() as session:
+        remove(session, "zoo/apple")
+
+    with pytest.raises(NotFoundError, match="its model was removed"):
+        load_input(hub, revision.id)
+
+
+def test_several_weight_files_follow_each_other_by_path(hub: Hub, register) -> None:
+    files = {
+        f"{name}.safetensors": _file_of(hub, register(f"zoo/{name}", fill)) for name, fill in (("b", 2.0), ("a", 1.0))
+    }
+    revision = _register_files(hub, files)
+
+    model = load_input(hub, revision.id)
+
+    assert [float(tensor.read()[0, 0]) for tensor in model.tensors()] == [1.0, 2.0]
+    assert model.metadata()["name"] == "zoo/a"
+
+
+def test_a_model_without_safetensors_says_what_it_holds(hub: Hub) -> None:
+    blob = hub.store.put_bytes(b"GGUF")
+    with hub.transaction() as session:
+        session.add(Blob(sha256=blob.sha256, size=blob.size))
+    model = load_input(hub, _register_files(hub, {"model.gguf": blob.sha256}).id)
+
+    with pytest.raises(DataError, match=r"only model\.gguf"):
+        next(model.tensors())
+    assert list(model.files()) == ["model.gguf"]
+
+
+def _file_of(hub: Hub, revision: Revision) -> str:
+    return load_input(hub, revision.id).files()["model.safetensors"].name
+
+
+def _register_files(hub: Hub, files: dict[str, str]) -> Revision:
+    with hub.transaction() as session:
+        return add_revision(
+            session, name="zoo/several", files=files, manifests={}, kind="checkpoint", family="sd1", adapter_type=None,
+            declared_base=None, licence=None, tags=[], card="", trust="ok", summary={}, weights_hash=None,
+            values_hash=None, inventory_hash=None, parameters=12, size=0,
+        )[1]  # fmt: skip

@@ -114,7 +114,7 @@ def merge(
         raise ValueError(f"{len(updates)} updates and {len(weights)} weights cannot be summed")
     if len({update.shape for update in updates}) > 1:
         raise ValueError(f"updates of different shapes cannot be summed: {[update.shape for update in updates]}")
-    whole = canonical(stack(updates, weights))
+    whole = _never_empty(canonical(stack(updates, weights)))
     kept = _kept(whole, rank, energy)
     total = float(whole.S.square().sum())
     lost = float(whole.S[kept:].square().sum())
@@ -189,6 +189,14 @@ def _decompose(left: Tensor, core: Tensor, right: Tensor) -> Canonical:
     largest = V.gather(0, V.abs().argmax(0, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0).to(V.dtype)
     return Canonical(U * sign, s, V * sign)
+
+
+def _never_empty(form: Canonical) -> Canonical:
+    """A sum of updates without any direction is zero, written as one direction of strength zero."""
+    if form.rank:
+        return form
+    U, V = (torch.eye(side.shape[0], 1, dtype=side.dtype) for side in (form.U, form.V))
+    return Canonical(U, form.S.new_zeros(1), V)
 
 
 def _kept(whole: Canonical, rank: int | None, energy: float | None) -> int:

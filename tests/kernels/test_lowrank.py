@@ -111,6 +111,7 @@ def test_updates_that_cancel_leave_a_zero_of_rank_one():
     # Nothing is left but rounding of the parts.
     assert merged.result.norm < 1e-5 * float(dense(update).norm())
     assert merge([LowRank(update.up * 0, update.down)], [1.0]).result.rank == 1
+    assert merge([LowRank(update.up[:, :0], update.down[:0])], [1.0]).result.factors().up.shape == (20, 1)
 
 
 def test_the_order_of_the_updates_does_not_matter():

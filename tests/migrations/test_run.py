@@ -211,12 +211,20 @@ def test_a_database_of_a_newer_version_is_left_alone(database_url: str) -> None:
             action(database_url)
 
 
-def test_an_unknown_revision_is_refused_with_the_known_ones(database_url: str) -> None:
+def test_an_unknown_revision_is_refused_with_the_known_ones(database_url: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="base, 0001"):
         run.upgrade(database_url, "0815")
     run.upgrade(database_url)
-    with pytest.raises(UsageError, match="base, 0001"):
-        run.downgrade(database_url, "0815")
+    for unknown in ("0815", "-1"):
+        with pytest.raises(UsageError, match="base, 0001"):
+            run.downgrade(database_url, unknown)
+    assert not list(tmp_path.glob("*.bak"))
+
+
+def test_downgrading_to_where_the_database_is_does_nothing(database_url: str) -> None:
+    assert run.downgrade(database_url, "base") is None
+    run.upgrade(database_url)
+    assert run.downgrade(database_url, schema.HEAD) is None
 
 
 def test_someone_elses_tables_are_not_overwritten(database_url: str) -> None:

@@ -48,7 +48,7 @@ def test_on_rabbitmq_queues_are_quorum_queues(rabbitmq_url, tmp_path):
         dispatched.publish("one", name)
         with connect(config) as connection:
             classic = Queue(f"modelgrove.{name}", Exchange("modelgrove.jobs"), f"modelgrove.{name}")
-            with pytest.raises(connection.channel_errors, match="PRECONDITION_FAILED.*x-queue-type"):
+            with pytest.raises(connection.channel_errors, match=r"PRECONDITION_FAILED.*x-queue-type"):
                 classic(connection.default_channel).declare()
     finally:
         with connect(config) as connection:

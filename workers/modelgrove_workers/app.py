@@ -22,6 +22,7 @@ _POLLING_SECONDS = 0.1
 _CONNECT_SECONDS = 3
 _DAY = 24 * 3600
 _TASKS_PER_CHILD = 100
+_NO_SUCH_QUEUE = "404"
 
 _REDIS: dict[str, Any] = {
     # Celery gives a message to a second worker after this; our claim makes that harmless, but it is waste.
@@ -63,6 +64,7 @@ def make_app(config: Settings) -> Celery:
         # A forked child hangs in torch or FAISS when its parent has computed with them.
         worker_pool_start_method="spawn",
         worker_proc_alive_timeout=60,
+        worker_lost_wait=1.0,  # a killed process blocks its slot this long; its job comes back by its lease
         worker_max_tasks_per_child=_TASKS_PER_CHILD,
         worker_consumer="modelgrove_workers.consumer:Consumer",
     )
@@ -108,15 +110,16 @@ class CeleryDispatcher:
         """
         with self._connection() as connection:
             try:
-                # Declaring a queue that is there changes nothing, and answers with its length.
-                declared = make_queue(self._config, queue)(connection.default_channel)
-                declared.declare()
-                return int(declared.queue_declare(passive=True).message_count)
+                bound = make_queue(self._config, queue)(connection.default_channel)
+                return int(bound.queue_declare(passive=True).message_count)
             except self._faults(connection) as error:
+                if str(getattr(error, "reply_code", "")) == _NO_SUCH_QUEUE:
+                    return 0
                 raise self._unreachable(error) from error
 
     def _connection(self) -> Connection:
-        return self._app.connection_for_write()
+        # One attempt: who publishes does not wait for a broker that is down, the row does.
+        return self._app.connection_for_write(transport_options={"max_retries": 0})
 
     @staticmethod
     def _faults(connection: Connection) -> tuple[type[BaseException], ...]:

@@ -97,7 +97,7 @@ def _start(hub: Hub, source: Source) -> bool:
         return False
     params = {"url": source.url, "cursor": source.cursor}
     try:
-        job = submit(hub, source.plugin, params, key=f"{_key(source)}{source.next_run:%Y%m%dT%H%M%S}")
+        job = submit(hub, source.plugin, params, key=f"{_key(source)}{source.next_run:%Y%m%dT%H%M%S%f}")
     except ModelgroveError as error:
         LOG.error("source %s: %s", source.name, error)
         return False

@@ -1,0 +1,1 @@
+"""Encoders: from weights to text space, each a plugin of kind embedder."""

@@ -1,0 +1,1 @@
+"""Where a model comes from: copies of every kind, and what changed between two models."""

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import Field
+
 from modelgrove_hub.contracts import API, Context, InputModel, Params, Result
 from modelgrove_hub.contracts import Kind as PluginKind
-from pydantic import Field
 
 if TYPE_CHECKING:
     from modelgrove_analyzers.heritage.facts import Facts
@@ -33,7 +34,9 @@ class Copies:
     name: ClassVar[str] = "copies"
     kind: ClassVar[PluginKind] = PluginKind.ANALYZER
     api: ClassVar[int] = API
-    summary: ClassVar[str] = "Which models are copies of which: exact, re-saved, renamed, cast, quantized; with evidence."
+    summary: ClassVar[str] = (
+        "Which models are copies of which: exact, re-saved, renamed, cast, quantized; with evidence."
+    )
     paper: ClassVar[str] = "Horwitz et al., Charting and Navigating Hugging Face's Model Atlas (arXiv 2503.10633)"
     Params: ClassVar[type[Params]] = CopiesParams
 

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from modelgrove_hub.contracts import API, Context, Kind, Params, Result
-from modelgrove_hub.errors import UsageError
 from pydantic import Field
 
-if TYPE_CHECKING:
-    from modelgrove_hub.store.tensors import StoredTensor
+from modelgrove_hub.contracts import API, Context, Kind, Params, Result
+from modelgrove_hub.errors import UsageError
 
+if TYPE_CHECKING:
     from modelgrove_analyzers.heritage.change import Change
     from modelgrove_analyzers.heritage.rounding import Rounding
+    from modelgrove_hub.store.tensors import StoredTensor
 
 
 class DiffParams(Params):
@@ -111,9 +111,8 @@ def _small(changes: Sequence[Change]) -> bool:
 
 
 def _adapters(context: Context, params: DiffParams) -> dict[str, Any]:
-    from modelgrove_hub.formats.adapters import read_adapter
-
     from modelgrove_analyzers.heritage.products import by_module, compare_products, tell_products
+    from modelgrove_hub.formats.adapters import read_adapter
 
     before, after = context.inputs
     mine, theirs = by_module(read_adapter(before)), by_module(read_adapter(after))
@@ -136,5 +135,3 @@ def _table(changes: Sequence[Any], params: DiffParams) -> dict[str, Any]:
         "layers": [asdict(change) for change in ordered[: params.layers]],
         "left_out": max(0, len(ordered) - params.layers),
     }
-
-

@@ -89,4 +89,6 @@ def _by_size(facts: Facts, keys: Iterable[str]) -> dict[int, list[str]]:
 
 def _unit(facts: Facts, keys: list[str]) -> NDArray[np.float32]:
     sketches = np.stack([np.nan_to_num(facts.sketches[key], posinf=0, neginf=0) for key in keys])
-    return sketches / np.maximum(np.linalg.norm(sketches, axis=1, keepdims=True), 1e-30)
+    lengths = np.linalg.norm(sketches, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = sketches / np.maximum(lengths, np.float32(1e-30))
+    return unit

@@ -87,7 +87,9 @@ def _on_products(changes: Sequence[ProductChange], names: tuple[str, str]) -> st
     if cosine > _SAME_DIRECTION and ratios and ratios[-1] < 1.01 * ratios[0]:
         return f"{names[1]} is {names[0]} times {median(ratios):.3g}, in all {len(changes)} layers"
     if len(changed) < len(changes):
-        return f"{len(changed)} of {len(changes)} layers have another update, by {median(c.relative for c in changed):.0%}"
+        return (
+            f"{len(changed)} of {len(changes)} layers have another update, by {median(c.relative for c in changed):.0%}"
+        )
     how = "related" if cosine > _RELATED else "unrelated"
     return f"{how} updates of {len(changes)} layers: median cosine {cosine:.2f}, effective ranks {ranks}"
 

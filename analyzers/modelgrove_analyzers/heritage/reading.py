@@ -8,14 +8,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from modelgrove_hub.contracts import InputModel
-from modelgrove_hub.store.tensors import StoredTensor
 from torch import Tensor
 
 from modelgrove_analyzers.heritage.facts import key, lazy_tensors, plain_files, weight_files
 from modelgrove_analyzers.heritage.rounding import MANTISSA, ROUNDINGS, GridFit, Rounding, fit_grid
 from modelgrove_analyzers.heritage.unpacking import PackedSource, packed_sources
 from modelgrove_analyzers.heritage.verdict import Kind, Verdict
+from modelgrove_hub.contracts import InputModel
+from modelgrove_hub.store.tensors import StoredTensor
 
 _WITHIN = 0.9995
 """Share of values within half a grid step from which a model is a grid copy; below `_PERHAPS` it is none."""
@@ -43,23 +43,25 @@ class _Count:
     groups: frozenset[int] = frozenset()
 
 
-def confirm(verdict: Verdict, parent: InputModel, child: InputModel, temp: Path, progress: Callable[[], None]) -> Verdict:
+def confirm(
+    verdict: Verdict, parent: InputModel, child: InputModel, temp: Path, progress: Callable[[], None]
+) -> Verdict:
     """The verdict after reading every tensor that differs; packed files are unpacked into `temp`.
 
     A cast must hold for every single value. Otherwise each tensor must lie on a grid within
     half a step of the original, or be cast.
     """
     mine, theirs = (lazy_tensors(plain_files(model, temp)) for model in (parent, child))
-    packed = {key(path, name): s for path, file in weight_files(child).items() for name, s in packed_sources(file).items()}
+    packed = {
+        key(path, name): s for path, file in weight_files(child).items() for name, s in packed_sources(file).items()
+    }
     pairs = [Pair(mine[one], theirs[other], packed.get(other)) for one, other in verdict.pairs.items()]
     if verdict.rounding is not None:
         return _confirm_cast(verdict, pairs, verdict.rounding, progress)
     return _confirm_grid(verdict, pairs, progress)
 
 
-def _confirm_cast(
-    verdict: Verdict, pairs: list[Pair], rounding: Rounding, progress: Callable[[], None]
-) -> Verdict:
+def _confirm_cast(verdict: Verdict, pairs: list[Pair], rounding: Rounding, progress: Callable[[], None]) -> Verdict:
     # Some casts agree in nearly all values: the samples may have named the wrong one.
     agreeing = dict.fromkeys(ROUNDINGS, 0)
     values = 0
@@ -82,9 +84,7 @@ def _confirm_cast(
     return replace(found, kind=Kind.UNDECIDED if share >= _NEARLY and way.casts else Kind.NONE)
 
 
-def _confirm_grid(
-    verdict: Verdict, pairs: list[Pair], progress: Callable[[], None]
-) -> Verdict:
+def _confirm_grid(verdict: Verdict, pairs: list[Pair], progress: Callable[[], None]) -> Verdict:
     count = _Count()
     # The largest first: a model that is on no grid is found out by its first tensor.
     for pair in sorted(pairs, key=lambda pair: -pair.copy.nbytes):

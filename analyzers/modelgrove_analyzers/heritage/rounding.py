@@ -57,7 +57,12 @@ ROUNDINGS = (
 
 def precision(values: Tensor) -> str:
     """The coarsest type that holds all `values` exactly, whatever type they are stored in."""
-    for dtype, cast in (("F8_E5M2", torch.float8_e5m2), ("F8_E4M3", torch.float8_e4m3fn), ("BF16", _BRAIN), ("F16", _HALF)):
+    for dtype, cast in (
+        ("F8_E5M2", torch.float8_e5m2),
+        ("F8_E4M3", torch.float8_e4m3fn),
+        ("BF16", _BRAIN),
+        ("F16", _HALF),
+    ):
         if bool((values.to(cast).to(values.dtype) == values).all()):
             return dtype
     return "F32" if bool((values.float().to(values.dtype) == values).all()) else "F64"

@@ -16,12 +16,16 @@ _UNRELATED = 0.3
 _SHOWN = 3
 
 
-def tell(changes: Sequence[Change], missing: Sequence[str], extra: Sequence[str], rounding: str, names: tuple[str, str]) -> str:
+def tell(
+    changes: Sequence[Change], missing: Sequence[str], extra: Sequence[str], rounding: str, names: tuple[str, str]
+) -> str:
     """One or two sentences on what became of A (`names[0]`) in B (`names[1]`).
 
     `rounding` names a cast that explains every change, or is empty.
     """
-    parts = [_on_values(changes, rounding, names)] if changes else [f"{names[0]} and {names[1]} have no tensor in common"]
+    parts = (
+        [_on_values(changes, rounding, names)] if changes else [f"{names[0]} and {names[1]} have no tensor in common"]
+    )
     parts += [f"{names[1]} lacks {_listed(missing)} of {names[0]}"] if missing and changes else []
     parts += [f"{names[1]} has {_listed(extra)} more"] if extra and changes else []
     return "; ".join(parts)
@@ -62,7 +66,9 @@ def _low_rank(changed: Sequence[Change]) -> str:
     what = "attention layers" if attention == len(visible) else f"layers ({attention} of them attention)"
     rank = max(change.rank or 0 for change in visible)
     size = _percent(median(change.relative for change in visible))
-    hidden = f"; {len(changed) - len(visible)} more differ by no more than rounding" if len(visible) < len(changed) else ""
+    hidden = (
+        f"; {len(changed) - len(visible)} more differ by no more than rounding" if len(visible) < len(changed) else ""
+    )
     return f"a LoRA of rank ≤ {rank} was merged into {len(visible)} {what}, changing them by {size}{hidden}"
 
 

@@ -6,13 +6,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelgrove_hub.formats.quantized import CODES, SCALES, ZEROS, PackedTensor, QuantManifest, check_parts, read_manifest
-from modelgrove_hub.store.header import read_header
-from modelgrove_hub.store.tensors import StoredTensor, tensors_of
-from modelgrove_kernels.packing import Packed, dequantize
 from torch import Tensor
 
 from modelgrove_analyzers.heritage.rounding import GridFit, measure_grid
+from modelgrove_hub.formats.quantized import (
+    CODES,
+    SCALES,
+    ZEROS,
+    PackedTensor,
+    QuantManifest,
+    check_parts,
+    read_manifest,
+)
+from modelgrove_hub.store.header import read_header
+from modelgrove_hub.store.tensors import StoredTensor, tensors_of
+from modelgrove_kernels.packing import Packed, dequantize
 
 
 @dataclass(frozen=True)
@@ -38,7 +46,9 @@ class PackedSource:
     def _matrix(self) -> Tensor:
         codes, scales = (self.parts[self.name + part].read() for part in (CODES, SCALES))
         zeros = self.parts[self.name + ZEROS].read() if self.name + ZEROS in self.parts else None
-        return dequantize(Packed(codes, scales, zeros, self.entry.matrix[1], self.entry.bits, self.entry.group, 0.0, 0.0))
+        return dequantize(
+            Packed(codes, scales, zeros, self.entry.matrix[1], self.entry.bits, self.entry.group, 0.0, 0.0)
+        )
 
 
 def manifest_of(file: Path) -> QuantManifest | None:

@@ -83,7 +83,10 @@ def compare(a: Facts, b: Facts) -> Verdict:
         return Verdict(Kind.NONE, first.number, second.number)
     pairs = match(first, second)
     differing = {key: other for key, other in pairs.items() if not _equal(first, key, second, other)}
-    if not any(key in first.sketches for key in pairs) or max(_covered(first, pairs), _covered(second, pairs.values())) < _COVERED:
+    if (
+        not any(key in first.sketches for key in pairs)
+        or max(_covered(first, pairs), _covered(second, pairs.values())) < _COVERED
+    ):
         return Verdict(Kind.NONE, first.number, second.number, evidence={"shared_tensors": len(pairs)})
     if not differing:
         return _part(first, second, pairs)
@@ -114,7 +117,11 @@ def _covered(facts: Facts, keys: Iterable[str]) -> float:
 def _part(first: Facts, second: Facts, pairs: Mapping[str, str]) -> Verdict:
     """All that both have is equal: the smaller one is a part of the larger one."""
     whole, part = (first, second) if len(second.tensors) <= len(first.tensors) else (second, first)
-    evidence = {"tensors": len(pairs), "left_out": len(whole.tensors) - len(pairs), "added": len(part.tensors) - len(pairs)}
+    evidence = {
+        "tensors": len(pairs),
+        "left_out": len(whole.tensors) - len(pairs),
+        "added": len(part.tensors) - len(pairs),
+    }
     samples = sum(len(part.sketches[key]) for key in part.sketches)
     kind = Kind.PART if samples >= MIN_SAMPLES else Kind.UNDECIDED
     return Verdict(kind, whole.number, part.number, evidence=evidence)
@@ -140,7 +147,9 @@ def _rounded(first: Facts, second: Facts, pairs: Mapping[str, str], differing: M
     if kind is Kind.RESAVED and any(fine.tensors[key].dtype == coarse.tensors[keys[key]].dtype for key in keys):
         kind = Kind.UNDECIDED  # the same type and other bytes: a value was changed that is not sampled
     covered = _covered(coarse, pairs.values() if coarse is second else pairs)
-    if kind in (Kind.QUANTIZED, Kind.RESAVED) and (covered < _COVERED or not _norms_agree(fine, coarse, keys, rounding)):
+    if kind in (Kind.QUANTIZED, Kind.RESAVED) and (
+        covered < _COVERED or not _norms_agree(fine, coarse, keys, rounding)
+    ):
         kind = Kind.UNDECIDED
     named = rounding if agreeing >= _NEARLY else None
     return Verdict(kind, fine.number, coarse.number, evidence=evidence, pairs=keys, rounding=named)

@@ -50,9 +50,11 @@ def _compared(session: Session, name: str | None) -> list[int]:
     from modelgrove_hub.tables import Trust
 
     wanted = find(session, name) if name else None
-    models = [m for m in list_models(session, trust=Trust.OK, limit=100_000) if wanted is None or _comparable(m, wanted)]
+    models = [
+        m for m in list_models(session, trust=Trust.OK, limit=100_000) if wanted is None or _comparable(m, wanted)
+    ]
     ordered = ([wanted] if wanted else []) + [m for m in models if wanted is None or m.id != wanted.id]
-    return [id for m in ordered if (id := latest_revision(session, m).id) is not None]
+    return [number for m in ordered if (number := latest_revision(session, m).id) is not None]
 
 
 def _comparable(model: Model, wanted: Model) -> bool:

@@ -40,4 +40,10 @@ def diff(before: str, after: str, ranks: bool, show_all: bool, as_json: bool) ->
 def _row(layer: dict[str, Any]) -> tuple[object, ...]:
     rank = layer["rank"]
     shown = "" if rank is None else f"≥ {rank}" if layer.get("at_least") else rank
-    return layer["name"], "×".join(map(str, layer["shape"])), f"{layer['relative']:.2%}", f"{layer['cosine']:.4f}", shown
+    return (
+        layer["name"],
+        "×".join(map(str, layer["shape"])),
+        f"{layer['relative']:.2%}",
+        f"{layer['cosine']:.4f}",
+        shown,
+    )

@@ -16,31 +16,26 @@ from modelgrove_hub.errors import DataError
 def fsck(full: bool, fix: bool, as_json: bool) -> None:
     """Check that database, blob store and referenced files agree (exit code 5 if not)."""
     from modelgrove_hub.store.fsck import check
+    from modelgrove_hub.store.gc import remove_leftovers
 
     hub = open_hub()
-    findings = []
-    remaining = 0
+    results = []
     for finding in check(hub, full=full):
-        fixed = fix and finding.fix is not None
-        if finding.fix and fix:
+        fixed = False
+        if fix and finding.fix is not None:
             finding.fix(hub)
-        remaining += not fixed
-        state = "fixed" if fixed else finding.level
-        findings.append(
-            {
-                "level": finding.level,
-                "subject": finding.subject,
-                "problem": finding.problem,
-                "way_out": finding.way_out,
-                "fixed": fixed,
-            }
-        )
+            fixed = True
+        facts = {name: getattr(finding, name) for name in ("level", "subject", "problem", "way_out")}
+        results.append({**facts, "fixed": fixed})
         if not as_json:
-            click.echo(
-                f"{state}: {finding.subject}: {finding.problem}" + ("" if fixed else f". Way out: {finding.way_out}")
-            )
+            line = f"{finding.subject}: {finding.problem}"
+            click.echo(f"fixed: {line}" if fixed else f"{finding.level}: {line}. Way out: {finding.way_out}")
+    swept = remove_leftovers(hub, []) if fix else 0
+    remaining = sum(not result["fixed"] for result in results)
     if as_json:
-        print_json({"findings": findings, "remaining": remaining})
+        print_json({"findings": results, "remaining": remaining, "half_written_files_removed": swept})
+    elif swept:
+        click.echo(f"fixed: {swept} half-written files in the blob store")
     if remaining:
         raise DataError(f"{remaining} of the hub's rows and files do not agree")
     say("Rows and files agree.")

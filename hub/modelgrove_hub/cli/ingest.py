@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from modelgrove_hub.cli.output import dry_run_option, json_option, print_json, say
 from modelgrove_hub.cli.work import open_hub
 from modelgrove_hub.errors import DataError
+
+if TYPE_CHECKING:
+    from modelgrove_hub.ingest.pipeline import Ingested
 
 _MODES = click.Choice(["reference", "hardlink", "copy"])
 
@@ -39,11 +43,19 @@ def ingest(paths: tuple[Path, ...], mode: str, workers: int, dry_run: bool, as_j
     for item in run(open_hub(), paths, Mode(mode), workers):
         results.append(item)
         if not as_json:
-            facts = " ".join(fact for fact in (item.kind, item.adapter_type, item.family, item.trust.replace("ok", "")) if fact)
-            click.echo(f"{item.outcome:8} {item.name or item.path}  {facts or item.reason}")
+            click.echo(_line(item))
     counts = Counter(item.outcome for item in results)
     if as_json:
         print_json({"models": [asdict(item) for item in results], "counts": counts})
     say(f"{counts['new']} new, {counts['known']} known, {counts['refused']} refused")
     if results and counts["refused"] == len(results):
         raise DataError(f"nothing could be registered: all {len(results)} models were refused")
+
+
+def _line(item: Ingested) -> str:
+    if item.outcome == "refused":
+        reason = item.reason if item.path in item.reason else f"{item.path}: {item.reason}"
+        return f"refused  {reason}"
+    doubt = "" if item.trust == "ok" else item.trust
+    facts = " ".join(fact for fact in (item.kind, item.adapter_type, item.family, doubt) if fact)
+    return f"{item.outcome:7}  {item.name}  {facts}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelgrove_hub.cli.method import MethodCommand, chosen_plugin, given
+from modelgrove_hub.cli.method import MethodCommand, given
 from modelgrove_hub.cli.output import json_option, print_json, say
 from modelgrove_hub.cli.work import do, open_hub, show_job, work_options
 from modelgrove_hub.errors import PluginError, UsageError
@@ -36,9 +36,9 @@ def preview(
     The same preview is painted once; asked for again, the same picture comes from the cache.
     """
     from modelgrove_hub import previews
-    from modelgrove_hub.plugins import check_params
+    from modelgrove_hub.plugins import check_params, get_plugin
 
-    plugin, hub = chosen_plugin("previewer", method), open_hub()
+    plugin, hub = get_plugin(f"previewer.{method}"), open_hub()
     revisions, weights = _chosen(hub, model, [_lora(text) for text in lora_weights])
     chosen = {**given(plugin.Params, values), **({"lora_weights": weights} if weights else {})}
     params = check_params(plugin, chosen).model_dump(mode="json")
@@ -94,7 +94,9 @@ def _artefact(hub: Hub, job: Job) -> Path:
 def _tell(picture: Path, job: Job | None, as_json: bool) -> None:
     adapters = job.outputs.get("report", {}).get("adapters", []) if job else []
     if as_json:
-        print_json({"picture": str(picture), "cached": job is None, "job": job.id if job else None, "adapters": adapters})
+        print_json(
+            {"picture": str(picture), "cached": job is None, "job": job.id if job else None, "adapters": adapters}
+        )
         return
     for adapter in adapters:
         say(f"{adapter['adapter']}: {adapter['matched']} of {adapter['modules']} modules matched")

@@ -11,7 +11,7 @@ from modelgrove_hub.cli.output import json_option, print_json, print_table, say
 from modelgrove_hub.cli.work import open_hub
 
 if TYPE_CHECKING:
-    from modelgrove_hub.search.query import Answer
+    from modelgrove_hub.search.answers import Answer
 
 
 @click.command()

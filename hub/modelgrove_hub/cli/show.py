@@ -7,6 +7,8 @@ import click
 from modelgrove_hub.cli.output import human_size, json_option, print_facts, print_json
 from modelgrove_hub.cli.work import open_hub
 
+_CARD_LINES = 12
+
 
 @click.command()
 @click.argument("model")
@@ -47,4 +49,7 @@ def show(model: str, as_json: bool) -> None:
     for file in files:
         click.echo(f"  {file['path']}  {human_size(file['size'])}  {file['sha256'][:12]}")
     if row.card:
-        click.echo(f"\n{row.card}")
+        lines = row.card.splitlines()
+        click.echo("\n" + "\n".join(lines[:_CARD_LINES]))
+        if len(lines) > _CARD_LINES:
+            click.echo(f"… {len(lines) - _CARD_LINES} more lines of its card: modelgrove show {row.name} --json")

@@ -57,15 +57,18 @@ def parse_onnx(file: BinaryIO, size: int, name: str) -> OnnxGraph:
     Raises:
         CorruptFileError: the bytes are no ONNX model, or a limit is broken; the message has `name`.
     """
-    graph = OnnxGraph()
+    graph, graphs = OnnxGraph(), 0
     try:
         for number, kind, value in _fields(file, 0, size):
             if kind == _BYTES and number == 7:
                 _read_graph(file, value, graph)
+                graphs += 1
             elif kind == _BYTES and number == 14:
                 _read_property(file, value, graph)
             elif kind == _BYTES and number == 2:
                 graph.metadata["producer"] = _text(file, value)
+        if graphs != 1:
+            _refuse("no graph" if graphs == 0 else f"{graphs} graphs")
     except _BrokenError as error:
         raise CorruptFileError(f"{name}: not a sound ONNX model: {error}") from None
     return graph

@@ -48,7 +48,7 @@ class _Strict(BaseModel):
 
 
 class PackedTensor(_Strict):
-    """One quantized tensor: a matrix whose row is the first of `axes` and whose columns are all others, in that order."""
+    """One quantized tensor, seen as a matrix: rows are the first of `axes`, columns all others in that order."""
 
     layout: Literal["int8", "int4"]
     bits: Literal[8, 4]

@@ -133,7 +133,7 @@ def _attempt(hub: Hub, job: Job, lease: Lease, folder: Path, on_progress: OnProg
 def _inputs(hub: Hub, job: Job) -> list[Any]:
     if not job.inputs:
         return []
-    from modelgrove_hub.registry.models import load_input
+    from modelgrove_hub.registry.inputs import load_input
 
     return [load_input(hub, revision_id) for revision_id in job.inputs]
 
@@ -151,6 +151,8 @@ def _check(plugin: type[Plugin], result: object) -> None:
 def _complete(hub: Hub, job: Job, lease: Lease, result: Result, out: Path) -> None:
     """Blobs first, while no transaction is open; then the rows and "done" together, or not at all."""
     artefacts = {name: hub.store.put(_kept(job, out, name), mode="hardlink") for name in result.artefacts}
+    for name in (name for output in result.outputs for name in output.files):
+        _kept(job, out, name)
     stored: Any = ()
     if result.outputs:
         from modelgrove_hub.ingest.outputs import register_outputs, store_outputs
@@ -174,7 +176,7 @@ def _kept(job: Job, out: Path, name: str) -> Path:
     place = (out / name).resolve()
     if not place.is_relative_to(out.resolve()) or not place.is_file():
         written = ", ".join(sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()))
-        raise PluginError(f"plugin {job.plugin!r} did not write its artefact {name!r}; it wrote {written or 'nothing'}")
+        raise PluginError(f"plugin {job.plugin!r} did not write {name!r}; it wrote {written or 'nothing'}")
     return place
 
 

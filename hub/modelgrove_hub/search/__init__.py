@@ -1,0 +1,1 @@
+"""Finding models by what they do: text space, experts, FAISS indexes, queries."""

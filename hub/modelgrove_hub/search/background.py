@@ -5,9 +5,9 @@ share. Scores are therefore counted in standard deviations over these prompts, f
 z(model, query) = (⟨v, q⟩ − mean_b ⟨v, b⟩) / std_b ⟨v, b⟩. That is one inner product with a
 centred query and a scaled vector, so an index can rank by it.
 
-An expert answers more loudly to words it was fitted on. What makes scores of different queries and
-trees mean the same is to count them once more in standard deviations, over models of the tree
-that have nothing to do with the query ("strangers"). It does not change the order of models.
+An expert answers more loudly to words it was fitted on. To say which of several texts fits a model
+best, scores are therefore counted once more in standard deviations: for each text over models
+that do not know it ("strangers"). That does not change the order of models for one text.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ class Background:
         The inner product of a scaled vector with a centred query is the z-score.
         """
         spread = (vectors @ self.centre(self.vectors).T).std(axis=1, keepdims=True)
-        return vectors / spread.clip(_SMALLEST)
+        scaled: NDArray[np.float32] = vectors / spread.clip(_SMALLEST)
+        return scaled
 
     def scores(
         self, vectors: NDArray[np.float32], queries: NDArray[np.float32], strangers: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
-        """Calibrated scores (m, q) of model vectors (m, d) for centred queries (q, d), over `strangers` (n, d) if given."""
+        """Calibrated scores (m, q) of model vectors (m, d) for centred queries (q, d); `strangers` are (n, d)."""
         scores = self.scale(vectors) @ queries.T
         if strangers is None:
             return scores

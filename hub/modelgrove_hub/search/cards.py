@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 LONGEST_LABEL = 200
@@ -32,12 +33,7 @@ _BOILERPLATE = re.compile(
     r"|automatically generated|base model)\b",
     re.IGNORECASE,
 )
-_TECHNICAL_TAGS = frozenset(
-    "adapter autotrain checkpoint controlnet diffusers diffusers-training dora dreambooth flux flux-diffusers image-to-image "
-    "kohya loha lokr lora lycoris migrated model modelgrove peft pytorch safetensors sd15 sdxl stable-diffusion "
-    "stable-diffusion-diffusers stable-diffusion-xl stable-diffusion-xl-diffusers template:sd-lora text-to-image text2image "
-    "textual_inversion transformers weights zoo".split()
-)
+_TECHNICAL_TAGS = frozenset((files("modelgrove_hub.search") / "technical_tags.txt").read_text("utf-8").split())
 
 
 def label_texts(card: str, tags: Sequence[str], claims: Mapping[str, Any]) -> tuple[str, ...]:
@@ -49,7 +45,8 @@ def label_texts(card: str, tags: Sequence[str], claims: Mapping[str, Any]) -> tu
     """
     told = (first_sentence(card), ", ".join(content_tags(tags)), ", ".join(_list(claims, "frequent_tags")[:3]))
     trigger = _TRIGGER.search(card[:_LONGEST_CARD])
-    said = (trigger[1] if trigger else "", _text(claims, "description"), *_list(claims, "trigger_words"), _text(claims, "title"))
+    words = [trigger[1]] if trigger else []
+    said = (*words, _text(claims, "description"), *_list(claims, "trigger_words"), _text(claims, "title"))
     return _shortened(told) or _shortened(said)[:1]
 
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, cast
 from sqlmodel import Session, col, delete, func, select
 
 from modelgrove_hub.contracts import Embedder, Kind
-from modelgrove_hub.errors import ModelgroveError, NotFoundError, PluginError, UsageError
+from modelgrove_hub.errors import ModelgroveError, NotFoundError, PluginError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.plugins import get_plugin
 from modelgrove_hub.registry.models import load_input
 from modelgrove_hub.search.cards import label_texts, search_text
 from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts
-from modelgrove_hub.tables import Embedding, Expert, Job, Model, ModelKind, Revision, Trust, now
+from modelgrove_hub.tables import Embedding, Expert, Job, Model, ModelKind, Revision, Trust
 
 if TYPE_CHECKING:
     import numpy as np
@@ -85,7 +85,7 @@ def record_expert(session: Session, job: Job, outputs: Mapping[str, Any]) -> Exp
     if blob is None:
         raise PluginError(f"plugin {job.plugin!r} left no artefact {FILE!r}, which is what an embedder makes")
     if report.get("text_space", SPACE) != SPACE:
-        raise PluginError(f"plugin {job.plugin!r} made an expert for text space {report['text_space']!r}, not {SPACE!r}")
+        raise PluginError(f"plugin {job.plugin!r} made an expert for space {report['text_space']!r}, not {SPACE!r}")
     tree, encoder = job.target or "unknown", job.plugin.partition(".")[2]
     same = select(func.max(Expert.version)).where(Expert.tree == tree, Expert.encoder == encoder)
     expert = Expert(
@@ -108,9 +108,8 @@ def embed_missing(hub: Hub, tree: str | None = None, progress: Progress = lambda
     _forget_superseded(hub)
     with hub.transaction() as session:
         experts = [expert for name, expert in newest_experts(session).items() if tree in (None, name)]
-    for number, expert in enumerate(experts):
-        share = (number / (len(experts) + 1), (number + 1) / (len(experts) + 1))
-        _embed_weights(hub, expert, done, lambda part, text, a=share[0], b=share[1]: progress(a + (b - a) * part, text))
+    for expert in experts:
+        _embed_weights(hub, expert, done, progress)
     _embed_cards(hub, tree, done)
     progress(1.0, f"{done.weights} by weights, {done.cards} by card")
     return done
@@ -149,7 +148,7 @@ def _embed_weights(hub: Hub, expert: Expert, done: Embedded, progress: Progress)
     for start in range(0, len(missing), _BATCH):
         vectors = {}
         for model, revision in missing[start : start + _BATCH]:
-            progress(start / len(missing), f"{model.name} by {expert.encoder}")
+            progress(start / len(missing), f"{expert.tree}: {model.name}")
             try:
                 vectors[revision.id] = _place(hub, plugin, file, revision)
             except ModelgroveError as error:
@@ -178,12 +177,12 @@ def _embed_cards(hub: Hub, tree: str | None, done: Embedded) -> None:
     with hub.transaction() as session:
         rows = list(_latest(session, tree, ~fresh.exists(), adapters=tree is not None))
     texts = {cast(int, revision.id): search_text(model.card, model.tags) for model, revision in rows}
-    _forget(hub, [id for id, text in texts.items() if not text])
-    telling = [(id, text) for id, text in texts.items() if text]
+    _forget(hub, [revision for revision, text in texts.items() if not text])
+    telling = [(revision, text) for revision, text in texts.items() if text]
     for start in range(0, len(telling), _BATCH):
         batch = telling[start : start + _BATCH]
         vectors = embed_texts([text for _, text in batch])
-        done.cards += _write(hub, CARD, dict(zip([id for id, _ in batch], vectors, strict=True)), None)
+        done.cards += _write(hub, CARD, dict(zip([revision for revision, _ in batch], vectors, strict=True)), None)
 
 
 # ---- rows -----------------------------------------------------------------------------------
@@ -193,7 +192,9 @@ def _in_trees() -> tuple[Any, ...]:
     return Model.kind == ModelKind.ADAPTER, Model.family != "unknown", Model.trust == Trust.OK
 
 
-def _latest(session: Session, tree: str | None, *conditions: Any, adapters: bool = True) -> Iterator[tuple[Model, Revision]]:
+def _latest(
+    session: Session, tree: str | None, *conditions: Any, adapters: bool = True
+) -> Iterator[tuple[Model, Revision]]:
     """Models and their latest revisions, by id."""
     query = select(Model, Revision).join(Revision, col(Revision.model_id) == col(Model.id))
     query = query.where(col(Revision.id).in_(latest_revisions()), *conditions).order_by(col(Revision.id))

@@ -101,7 +101,7 @@ class VectorIndex:
 
     def to_bytes(self) -> bytes:
         """The header line and FAISS's bytes."""
-        body = load_faiss().serialize_index(self._index).tobytes()
+        body: bytes = load_faiss().serialize_index(self._index).tobytes()
         header = {"format": FORMAT, "sha256": hashlib.sha256(body).hexdigest(), **asdict(self.version)}
         return json.dumps(header).encode() + b"\n" + body
 
@@ -197,7 +197,7 @@ def _updated(
 ) -> VectorIndex:
     import numpy as np
 
-    gone = np.array([id for id in index.ids.tolist() if id not in ids], np.int64)
+    gone = np.array(sorted(set(index.ids.tolist()) - ids), np.int64)
     index.remove(gone)
     # A row gets its time when it is made, not when it is committed: look a little further back.
     since = datetime.fromisoformat(index.version.newest) - _OVERLAP

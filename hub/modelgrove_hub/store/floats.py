@@ -110,10 +110,11 @@ def norms_of(kind: Dtype, raw: Bytes, counts: Sequence[int], scratch: NDArray[np
     values = _magnitudes(items, kind.small, scratch) if kind.small else items
     starts = np.cumsum([0, *counts[:-1]])
     totals = np.add.reduceat(np.multiply(values, values, dtype=np.float64), starts)
+    floor = -1.0 if values.dtype == np.float32 else _TINY  # float64 loses no square of a float32
     limit = kind.small.limit if kind.small else _HUGE
     norms: list[float | None] = []
     for start, count, total in zip(starts.tolist(), counts, totals.tolist(), strict=True):
-        if _TINY < total < limit:
+        if floor < total < limit:
             norm = sqrt(total)
         elif kind.small and _has_nonfinite(items[start : start + count], kind.small):
             norm = nan

@@ -43,6 +43,8 @@ class StoredTensor:
         shape = _packed(self.shape) if self.dtype == "F4" else self.shape
         if target is None or shape is None:
             raise DataError(f"{self._where()}: torch cannot hold {self.dtype} of shape {self.shape}")
+        if not self.nbytes:
+            return torch.empty(shape, dtype=target)
         raw = self._read_bytes()
         self._check_booleans(raw)
         return torch.from_numpy(raw).view(target).reshape(shape)

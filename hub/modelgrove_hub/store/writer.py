@@ -199,4 +199,5 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     import torch
 
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-    return memoryview(plain.reshape(-1).view(torch.uint8).numpy())
+    # as_strided: a tensor of one element counts as contiguous whatever its stride, but cannot be viewed.
+    return memoryview(plain.as_strided((plain.numel(),), (1,)).view(torch.uint8).numpy())

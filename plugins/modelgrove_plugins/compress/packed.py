@@ -14,8 +14,9 @@ from modelgrove_hub.store.header import read_header
 from modelgrove_hub.store.tensors import tensors_of
 
 if TYPE_CHECKING:
-    from modelgrove_kernels.packing import Packed
     from torch import Tensor
+
+    from modelgrove_kernels.packing import Packed
 
 WEIGHTS = ".safetensors"
 
@@ -78,6 +79,7 @@ def parts_of(name: str, packed: Packed) -> dict[str, Tensor]:
 def unpack(entry: PackedTensor, parts: Mapping[str, Tensor], name: str) -> Tensor:
     """The tensor that `parts` stand for, in its original dtype, shape and order of axes."""
     import torch
+
     from modelgrove_kernels.packing import Packed, dequantize
 
     columns = entry.matrix[1]

@@ -1,0 +1,1 @@
+"""Mergers: one method a file."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from pydantic import Field
+
 from modelgrove_hub.contracts import API, Context, InputModel, Kind, Params, Result
 from modelgrove_hub.errors import UsageError
-from pydantic import Field
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,7 +45,9 @@ class DiffusersPreviewer:
     name: ClassVar[str] = "diffusers"
     kind: ClassVar[Kind] = Kind.PREVIEWER
     api: ClassVar[int] = API
-    summary: ClassVar[str] = "A PNG grid of pictures by a diffusers model with adapters fused in; full precision, seeded."
+    summary: ClassVar[str] = (
+        "A PNG grid of pictures by a diffusers model with adapters fused in; full precision, seeded."
+    )
     paper: ClassVar[str] = "Lu et al., DPM-Solver++ (arXiv 2211.01095); Ho & Salimans, guidance (arXiv 2207.12598)"
     Params: ClassVar[type[Params]] = PreviewParams
 
@@ -59,7 +62,9 @@ class DiffusersPreviewer:
         painter = _painter(context)
         coverage = [_fuse(painter, model, weight) for model, weight in zip(context.inputs[1:], weights, strict=True)]
         for line in coverage:
-            context.log(f"{line['adapter']} × {line['weight']:g}: {line['matched']} of {line['modules']} modules matched")
+            context.log(
+                f"{line['adapter']} × {line['weight']:g}: {line['matched']} of {line['modules']} modules matched"
+            )
         pictures = _paint(context, painter, params)
         recipe = _recipe(context.inputs, weights, params, painter)
         rows = [pictures[i : i + params.images] for i in range(0, len(pictures), params.images)]
@@ -92,7 +97,6 @@ def _painter(context: Context) -> Painter:
 
 def _fuse(painter: Painter, model: InputModel, weight: float) -> dict[str, Any]:
     from modelgrove_hub.formats.adapters import read_adapter
-
     from modelgrove_plugins.preview.fusing import fuse
 
     return {"adapter": model.name, "weight": weight, **fuse(painter.networks, read_adapter(model), model.name, weight)}

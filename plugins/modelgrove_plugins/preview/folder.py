@@ -16,12 +16,14 @@ from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.quantized import KEY
 from modelgrove_hub.store.header import read_header
 from modelgrove_hub.store.writer import SafetensorsWriter
-
 from modelgrove_plugins.compress.packed import dequantized_file
 
 INDEX = "model_index.json"
 _DATA = frozenset({".json", ".txt", ".model", ".safetensors"})
-_MAX_INDEX = 1 << 20
+_MAX_JSON = 64 << 20
+_CONFIG = "config.json"
+_SHARDS = ".safetensors.index.json"
+_QUANTIZATION = "quantization_config"
 
 
 def lay_out(model: InputModel, folder: Path) -> Path:
@@ -40,6 +42,8 @@ def lay_out(model: InputModel, folder: Path) -> Path:
             target = folder / _plain_name(path, files)
             target.parent.mkdir(parents=True, exist_ok=True)
             _place(source, target)
+    for path in folder.rglob("*.json"):
+        _undo_packing(path)
     return folder
 
 
@@ -49,13 +53,9 @@ def read_index(folder: Path, name: str) -> dict[str, Any]:
     Raises:
         DataError: it is not JSON of that form.
     """
-    path = folder / INDEX
-    try:
-        index = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_INDEX else None
-    except (ValueError, RecursionError):
-        index = None
-    if not isinstance(index, dict) or not isinstance(index.get("_class_name"), str):
-        raise DataError(f"{name}: {INDEX} is not a JSON object with a _class_name")
+    index = read_json(folder / INDEX)
+    if not isinstance(index.get("_class_name"), str):
+        raise DataError(f"{name}: {INDEX} has no _class_name")
     return index
 
 
@@ -81,3 +81,36 @@ def _place(source: Path, target: Path) -> None:
                 writer.add(name, tensor)
     else:
         target.symlink_to(source.absolute())
+
+
+def _undo_packing(path: Path) -> None:
+    """Make a configuration and a list of shards speak of the dequantized weights beside them."""
+    if path.name == _CONFIG:
+        config = read_json(path)
+        quantization = config.pop(_QUANTIZATION, None)
+        if isinstance(quantization, dict) and quantization.get("quant_method") == "modelgrove":
+            _write_json(path, config)
+    elif path.name.endswith(_SHARDS):
+        shards = sorted(path.parent.glob("*.safetensors"))
+        places = {tensor.name: shard.name for shard in shards for tensor in read_header(shard).tensors}
+        _write_json(path, {**read_json(path), "weight_map": places})
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object in a model's folder.
+
+    Raises:
+        DataError: it is none, or unreasonably large.
+    """
+    try:
+        content = json.loads(path.read_bytes()) if path.stat().st_size <= _MAX_JSON else None
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise DataError(f"{path.parent.name}/{path.name} is not a JSON object")
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.unlink()  # a link into the store, which must stay as it is
+    path.write_text(json.dumps(content), "utf-8")

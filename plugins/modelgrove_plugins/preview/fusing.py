@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from modelgrove_hub.errors import DataError, UsageError
 from torch import Tensor, nn
+
+from modelgrove_hub.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from modelgrove_hub.formats.adapters import Adapter, Factors
@@ -53,8 +54,11 @@ def _layers(networks: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]
     for component, network in networks.items():
         for path, module in network.named_modules():
             if isinstance(module, _LAYERS):
-                yield _flat(path), module
-                yield _flat(f"{component}.{path}"), module
+                # LoRA files have CLIP's layers under "text_model", where transformers 5 has them no more.
+                inner = component.startswith("text_encoder") and not path.startswith("text_model.")
+                name = f"text_model.{path}" if inner else path
+                yield _flat(name), module
+                yield _flat(f"{component}.{name}"), module
 
 
 def _flat(name: str) -> str:

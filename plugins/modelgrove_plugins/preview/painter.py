@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import diffusers
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
     from modelgrove_plugins.preview.diffusers import PreviewParams
 
+Wish = tuple[str, int]
+"""A prompt and a seed: one picture."""
 SAMPLERS = {"dpm++2m": "DPMSolverMultistepScheduler", "ddim": "DDIMScheduler"}
 
 
@@ -26,10 +29,21 @@ class Painter(Protocol):
     networks: Mapping[str, nn.Module]
     """Component name → network: where adapters are fused in."""
 
-    def paint(
-        self, wishes: Sequence[tuple[str, int]], params: PreviewParams, progress: Callable[[float], None]
-    ) -> list[Image]:
+    def paint(self, wishes: Sequence[Wish], params: PreviewParams, progress: Callable[[float], None]) -> list[Image]:
         """One RGB picture for each (prompt, seed); `progress` is told the share done after every step."""
+
+
+def batches(
+    wishes: Sequence[Wish], size: int, progress: Callable[[float], None]
+) -> Iterator[tuple[Sequence[Wish], Callable[[float], None]]]:
+    """Up to `size` wishes at a time, each with a `progress` for the share of that batch."""
+    for start in range(0, len(wishes), size):
+        batch = wishes[start : start + size]
+        yield batch, partial(_report, progress, start / len(wishes), len(batch) / len(wishes))
+
+
+def _report(progress: Callable[[float], None], before: float, share: float, done: float) -> None:
+    progress(before + share * done)
 
 
 def make_scheduler(sampler: str, config: Mapping[str, Any]) -> Any:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from modelgrove_hub.errors import DataError
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from modelgrove_hub.errors import DataError
 
 RECIPE = "modelgrove"
 """Keyword of the PNG text chunk."""

@@ -35,7 +35,13 @@ def compose(columns: Sequence[tuple[str, Path]], rows: Sequence[str] = ()) -> Im
     return sheet
 
 
-def _write_labels(draw: ImageDraw.ImageDraw, rows: Sequence[str], top: int, height: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
+def _write_labels(
+    draw: ImageDraw.ImageDraw,
+    rows: Sequence[str],
+    top: int,
+    height: int,
+    font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
+) -> None:
     for number, label in enumerate(rows):
         lines = _wrap(label, _LABEL_WIDTH - _MARGIN, font)
         middle = top + (number + 0.5) * height / len(rows) - len(lines) * _LINE / 2

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import diffusers
 import torch
-from modelgrove_hub.errors import DataError, UsageError
+import transformers
 from PIL import Image
 from torch import nn
 
-from modelgrove_plugins.preview.painter import SAMPLERS, make_scheduler
+from modelgrove_hub.errors import DataError, UsageError
+from modelgrove_plugins.preview.painter import SAMPLERS, Wish, batches, make_scheduler
 
 if TYPE_CHECKING:
     from modelgrove_plugins.preview.diffusers import PreviewParams
@@ -61,9 +62,11 @@ class StandardPainter:
         for part, value in index.items():
             if isinstance(value, list) and value[:1] not in [[library] for library in (*_LIBRARIES, None)]:
                 raise DataError(f"model_index.json: component {part!r} comes from {value[:1]}, not {_LIBRARIES}")
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()  # the job has a progress of its own
         try:
             pipe = getattr(diffusers, name).from_pretrained(
-                folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
             )
         except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
             raise DataError(f"{name} does not load: {error}") from error
@@ -71,16 +74,13 @@ class StandardPainter:
         return cls(pipe)
 
     def paint(
-        self, wishes: Sequence[tuple[str, int]], params: PreviewParams, progress: Callable[[float], None]
+        self, wishes: Sequence[Wish], params: PreviewParams, progress: Callable[[float], None]
     ) -> list[Image.Image]:
         """One picture for each (prompt, seed), a few at a time."""
         self._set_scheduler(params.sampler)
         pictures: list[Image.Image] = []
-        for start in range(0, len(wishes), _BATCH):
-            batch = wishes[start : start + _BATCH]
-            pictures += self._paint(
-                batch, params, lambda share, n=len(batch), start=start: progress((start + share * n) / len(wishes))
-            )
+        for batch, report in batches(wishes, _BATCH, progress):
+            pictures += self._paint(batch, params, report)
         return pictures
 
     def _set_scheduler(self, sampler: str) -> None:
@@ -91,7 +91,7 @@ class StandardPainter:
         self.scheduler = type(self.pipe.scheduler).__name__
 
     def _paint(
-        self, batch: Sequence[tuple[str, int]], params: PreviewParams, progress: Callable[[float], None]
+        self, batch: Sequence[Wish], params: PreviewParams, progress: Callable[[float], None]
     ) -> list[Image.Image]:
         def after_step(_pipe: Any, step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
             progress((step + 1) / params.steps)

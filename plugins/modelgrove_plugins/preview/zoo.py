@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import UNet2DConditionModel
-from modelgrove_hub.errors import CorruptFileError, DataError
-from modelgrove_hub.search.text import SPACE, token_states
-from modelgrove_kernels.codec import LinearCodec
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from modelgrove_plugins.preview.painter import make_scheduler
+from modelgrove_hub.errors import CorruptFileError, DataError
+from modelgrove_hub.search.text import SPACE, token_states
+from modelgrove_kernels.codec import LinearCodec
+from modelgrove_plugins.preview.painter import Wish, batches, make_scheduler
 
 if TYPE_CHECKING:
     from modelgrove_plugins.preview.diffusers import PreviewParams
@@ -63,21 +63,15 @@ class ZooPainter:
 
     @torch.inference_mode()
     def paint(
-        self, wishes: Sequence[tuple[str, int]], params: PreviewParams, progress: Callable[[float], None]
+        self, wishes: Sequence[Wish], params: PreviewParams, progress: Callable[[float], None]
     ) -> list[Image.Image]:
         """One 32×32 picture for each (prompt, seed)."""
         pictures: list[Image.Image] = []
-        for start in range(0, len(wishes), _BATCH):
-            batch = wishes[start : start + _BATCH]
-            latents = self._sample(
-                batch, params, lambda share, n=len(batch), start=start: progress((start + share * n) / len(wishes))
-            )
-            pictures += _to_images(self.codec.decode(latents))
+        for batch, report in batches(wishes, _BATCH, progress):
+            pictures += _to_images(self.codec.decode(self._sample(batch, params, report)))
         return pictures
 
-    def _sample(
-        self, batch: Sequence[tuple[str, int]], params: PreviewParams, progress: Callable[[float], None]
-    ) -> Tensor:
+    def _sample(self, batch: Sequence[Wish], params: PreviewParams, progress: Callable[[float], None]) -> Tensor:
         """Latents (n, K, h, w) of the batch; guidance runs as one double batch."""
         scheduler = make_scheduler(params.sampler, self.noise)
         self.scheduler = type(scheduler).__name__
@@ -92,7 +86,7 @@ class ZooPainter:
         latents = latents * scheduler.init_noise_sigma
         for step, time in enumerate(scheduler.timesteps):
             noisy = scheduler.scale_model_input(torch.cat([latents, latents]) if guided else latents, time)
-            out = self.unet(noisy, time, states).sample
+            out: Tensor = self.unet(noisy, time, states).sample
             if guided:
                 plain, wanted = out.chunk(2)
                 out = plain + params.guidance_scale * (wanted - plain)
@@ -115,12 +109,17 @@ def _load_unet(folder: Path) -> UNet2DConditionModel:
         raise DataError(f"unet/config.json: {len(blocks)} blocks of {layers} layers are more than a preview loads")
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
-    stored = {name: tensor.float() for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    stored = {
+        name: tensor.float()
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in load_file(path).items()
+    }
     wanted = {name: tensor.shape for name, tensor in unet.state_dict().items()}
     wrong = [name for name, shape in wanted.items() if name not in stored or stored[name].shape != shape]
     if wrong or len(stored) != len(wanted):
         raise CorruptFileError(
-            f"unet: {len(stored)} tensors for a network of {len(wanted)}; missing or of another shape: {wrong[:3] or 'none'}"
+            f"unet: {len(stored)} tensors for a network of {len(wanted)}; "
+            f"missing or of another shape: {', '.join(wrong[:3]) or 'none'}"
         )
     unet.load_state_dict(stored, assign=True)
     return unet.eval().requires_grad_(False)

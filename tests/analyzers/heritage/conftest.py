@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
 from modelgrove_analyzers.heritage.facts import Facts, facts_of
 from modelgrove_hub.contracts import InputModel
 from modelgrove_hub.registry.inputs import RegisteredModel
 from modelgrove_hub.testing import run_plugin
-from safetensors.torch import save_file
-from torch import Tensor
+from modelgrove_plugins.compress.rtn import Rtn
 
 Weights = dict[str, Tensor]
 SaveModel = Callable[..., RegisteredModel]
@@ -70,6 +72,18 @@ def facts_from(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, 
         return facts_of(model, folder)
 
     return measure
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Callable[..., RegisteredModel]:
+    """Compress a model with the rtn plugin; the result is the latest revision."""
+
+    def run(model: RegisteredModel, name: str, **params: Any) -> RegisteredModel:
+        run_plugin(Rtn(), [model], tmp_path / name, {"smallest": 0, "skip": [], **params})
+        path = tmp_path / name / "out/model.safetensors"
+        return RegisteredModel(name, "tiny", None, 1000, {}, "", (), {"model.safetensors": path})
+
+    return run
 
 
 @pytest.fixture

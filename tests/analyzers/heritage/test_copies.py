@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from modelgrove_analyzers.heritage.copies import Copies
 from modelgrove_analyzers.heritage.rounding import ROUNDINGS, spacing
 from modelgrove_kernels.packing import dequantize, quantize
@@ -123,7 +124,9 @@ def test_a_value_that_no_sketch_samples_may_change_and_is_found(network, save, a
 
 
 @settings(max_examples=25, deadline=None)
-@given(steps=st.floats(0.02, 3.0), rounding=st.sampled_from([r for r in ROUNDINGS if r.casts]), seed=st.integers(0, 999))
+@given(
+    steps=st.floats(0.02, 3.0), rounding=st.sampled_from([r for r in ROUNDINGS if r.casts]), seed=st.integers(0, 999)
+)
 def test_noise_above_a_fiftieth_of_a_rounding_step_is_never_called_a_copy(steps, rounding, seed, facts_from):
     from modelgrove_analyzers.heritage.verdict import Kind, compare
 
@@ -154,5 +157,22 @@ def test_first_only_compares_with_the_first_model(network, save, analyze):
     assert verdicts(analyze, *models) == {("net-2", "net-1"): ("exact copy", "")}
 
 
-def test_a_file_in_the_packed_format_is_dequantized_and_recognised(network, save, analyze):
-    pytest.importorskip("modelgrove_plugins.compress.rtn")
+@pytest.mark.parametrize(("bits", "group"), [(8, 64), (4, 32)])
+def test_a_file_in_our_packed_format_is_a_quantized_copy(bits, group, network, save, analyze, pack):
+    base = save("base", network())
+
+    found = verdicts(analyze, base, pack(base, "packed", bits=bits, group_size=group, granularity="group"))
+
+    assert found == {("packed", "base"): ("quantized copy", f"int{bits}")}
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_packed_fine_tune_is_no_copy_of_the_base(bits, network, save, analyze, pack):
+    noise = network(9)
+    tuned = save("tuned", {name: tensor + 0.01 * noise[name] for name, tensor in network().items()})
+
+    found = verdicts(analyze, save("base", network()), tuned, pack(tuned, "packed", bits=bits))
+
+    assert found.pop(("packed", "tuned")) == ("quantized copy", f"int{bits}")
+    assert found.get(("packed", "base"), ("none",))[0] in ("none", "undecided")
+    assert ("tuned", "base") not in found

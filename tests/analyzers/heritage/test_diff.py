@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from modelgrove_analyzers.heritage.diff import Diff
 from modelgrove_hub.errors import UsageError
 
@@ -39,7 +40,9 @@ def test_a_cast_is_named_instead_of_being_called_a_fine_tune(network, save, anal
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("pair", "rank"), [(("base", "child"), 4), (("child", "sibling"), 8), (("base", "grandchild"), 8)])
+@pytest.mark.parametrize(
+    ("pair", "rank"), [(("base", "child"), 4), (("child", "sibling"), 8), (("base", "grandchild"), 8)]
+)
 def test_ranks_above_rounding_are_those_of_the_updates(pair, rank, dtype, network, save, analyze):
     base = network()
     child = merged(base, 4, 100)

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+
 from modelgrove_analyzers.heritage.rounding import ROUNDINGS, fit_grid, precision, rounding_variance, spacing
 from modelgrove_kernels.packing import dequantize, quantize
 

@@ -4,12 +4,22 @@ import threading
 import time
 
 import pytest
-from sqlmodel import update
+from sqlmodel import SQLModel, select, update
 
 from modelgrove_hub.jobs import rows, run
 from modelgrove_hub.jobs.run import run_job, run_local, sweep
+from modelgrove_hub.registry.inputs import load_input
+from modelgrove_hub.registry.models import find_revision
 from modelgrove_hub.settings import Settings
-from modelgrove_hub.tables import Blob, Job
+from modelgrove_hub.tables import Blob, Edge, Job, Model
+
+ON_BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgres"], indirect=True)
+
+
+@pytest.fixture
+def database_url(request):
+    """SQLite, unless a test asks for both: rows are tested on both elsewhere."""
+    return request.getfixturevalue(f"{getattr(request, 'param', 'sqlite')}_url")
 
 
 @pytest.fixture
@@ -57,6 +67,7 @@ def test_a_job_ends_done_with_its_report_and_its_artefacts_kept(hub, submit, cou
     assert staging(hub) == []
 
 
+@ON_BOTH
 def test_two_jobs_with_the_same_artefact_share_its_blob(hub, counter):
     made = [rows.submit(hub, "steady", {"counter": str(counter)}, key=str(n)) for n in range(2)]
     first, second = (run_local(hub, job.id) for job in made)
@@ -74,6 +85,57 @@ def test_the_seed_belongs_to_the_request(hub, counter):
 
     assert first != second
     assert run_local(hub, rows_of_first.id).outputs["report"]["seed"] == first
+
+
+@pytest.fixture
+def double(hub, register, submit, counter):
+    """Submits a job that doubles a registered model, slowly if wanted."""
+    SQLModel.metadata.create_all(hub.engine)
+    revision = register("ann/flower", 1.5)
+
+    def make(**params):
+        return rows.submit(hub, "doubling", {"counter": str(counter), **params}, [revision.id], target="ann/twice")
+
+    return make
+
+
+def registered(hub):
+    with hub.transaction() as session:
+        return set(session.exec(select(Model.name)))
+
+
+@ON_BOTH
+def test_models_that_a_job_made_are_registered_with_their_parent_once(hub, double):
+    from safetensors.torch import load_file
+
+    job = run_local(hub, double().id)
+    assert (job.state, job.error, job.outputs["models"]) == ("done", None, ["ann/twice"])
+    assert run_local(hub, double().id).finished_at == job.finished_at, "the same request again is the same job"
+    assert registered(hub) == {"ann/flower", "ann/twice"}
+    with hub.transaction() as session:
+        child, parent = (find_revision(session, name) for name in ("ann/twice", "ann/flower"))
+        edges = session.exec(select(Edge)).all()
+    assert [(edge.child_id, edge.parent_id, edge.relation) for edge in edges] == [(child.id, parent.id, "edit")]
+    (path,) = load_input(hub, child.id).files().values()
+    assert load_file(path)["weight"].tolist() == [[3.0] * 3] * 2
+
+
+@pytest.mark.parametrize("trouble", ["fails", "is cancelled", "is taken back"])
+def test_a_run_that_does_not_end_well_registers_nothing(hub, double, counter, trouble):
+    job = double(seconds=20, fail=trouble == "fails")
+    worker = threading.Thread(target=run_job, args=(hub, job.id, "me"))
+    worker.start()
+    wait_until(lambda: counter.exists())
+    if trouble == "is cancelled":
+        rows.cancel(hub, job.id)
+    elif trouble == "is taken back":
+        with hub.transaction() as session:
+            session.exec(update(Job).values(owner="heir"))
+    worker.join(20)
+
+    assert registered(hub) == {"ann/flower"}
+    assert rows.get(hub, job.id).outputs == {}
+    assert staging(hub) == []
 
 
 def test_a_job_is_not_run_by_two(hub, submit, counter):
@@ -97,7 +159,8 @@ def test_a_job_is_not_run_by_two(hub, submit, counter):
         ("damaged", "tensor 'a' is not there; there is 'b'", False),
         ("wrong", "plugin 'analyzer.wrong' returned a dict, not a Result", False),
         ("nan", "the report of plugin 'analyzer.nan' is not JSON: Out of range float values", False),
-        ("boastful", "plugin 'analyzer.boastful' did not write its artefact 'imagined.txt'; it wrote real.txt", False),
+        ("escaping", "plugin 'analyzer.escaping' did not write '../temp/x'; it wrote real.safetensors", False),
+        ("boastful", "plugin 'analyzer.boastful' did not write 'imagined.txt'; it wrote real.txt", False),
     ],
 )
 def test_a_plugin_that_fails_leaves_one_line(hub, submit, plugin, error, traceback):
@@ -165,6 +228,7 @@ def test_a_plugin_that_hangs_after_a_cancel_is_reported(hub, submit, counter, mo
     worker.join(20)
 
 
+@ON_BOTH
 def test_a_run_whose_job_was_taken_back_writes_nothing(hub, submit, counter):
     job = submit("steady", seconds=3)
     states = []

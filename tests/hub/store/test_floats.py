@@ -132,7 +132,10 @@ def test_any_floats_in_any_pieces_have_the_norm_of_the_whole(values: list[float]
 
     expected = math.hypot(*array.tolist())
 
-    for norm in (meter("F32", array[:cut].view(np.uint8), array[cut:].view(np.uint8)), *run("F32", array.view(np.uint8), [array.size])):
+    for norm in (
+        meter("F32", array[:cut].view(np.uint8), array[cut:].view(np.uint8)),
+        *run("F32", array.view(np.uint8), [array.size]),
+    ):
         assert (norm is None) == (not np.isfinite(array).all())
         # The smallest squares of a block may be lost beside large ones: one part in 10^6 of the norm.
         assert norm is None or norm == pytest.approx(expected, rel=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -239,3 +240,22 @@ def test_the_command_fails_with_exit_code_5_while_something_remains(
     answer = json.loads(command("--fix", "--json").stdout)
     assert (answer["remaining"], answer["findings"][0]["fixed"]) == (0, True)
     assert command().exit_code == 0
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_fix_removes_what_killed_writers_left_half_written(
+    command, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "big").touch()
+    os.truncate(tmp_path / "big", 2**32)  # too big to be stored before the kill
+    writer = get_context("fork").Process(target=hub.store.put, args=(tmp_path / "big",))
+    writer.start()
+    while not any(path.is_file() for path in (hub.settings.home / "blobs").rglob("*")):
+        assert writer.is_alive()
+    writer.kill()
+    writer.join(60)
+    monkeypatch.setenv("MODELGROVE_GC_GRACE_SECONDS", "0")
+    settings.cache_clear()
+
+    assert json.loads(command("--fix", "--json").stdout)["half_written_files_removed"] == 1
+    assert json.loads(command("--fix", "--json").stdout)["half_written_files_removed"] == 0

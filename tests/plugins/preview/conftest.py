@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import save_file
+
 from modelgrove_hub.search.text import SPACE, WIDTH
 from modelgrove_hub.testing import FolderModel, run_plugin
 from modelgrove_kernels.codec import LinearCodec
 from modelgrove_plugins.preview.diffusers import PICTURE, DiffusersPreviewer
-from safetensors.torch import save_file
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0"
 
@@ -52,7 +53,9 @@ def zoo(zoo_folder: Path) -> FolderModel:
 def lora(tmp_path: Path) -> Callable[..., FolderModel]:
     """Write a LoRA on two attention layers of the tiny pipeline; `kohya` flattens its names."""
 
-    def write(name: str, *, seed: int = 1, size: float = 1.0, kohya: bool = False, layers: tuple[str, ...] = ()) -> FolderModel:
+    def write(
+        name: str, *, seed: int = 1, size: float = 1.0, kohya: bool = False, layers: tuple[str, ...] = ()
+    ) -> FolderModel:
         generator = torch.Generator().manual_seed(seed)
         tensors = {}
         for layer in layers or (f"{ATTENTION}.attn1.to_q", f"{ATTENTION}.attn2.to_k"):
@@ -61,7 +64,11 @@ def lora(tmp_path: Path) -> Callable[..., FolderModel]:
             up = size * torch.randn(32, 4, generator=generator)
             if kohya:
                 stem = f"lora_unet_{layer.replace('.', '_')}"
-                tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(4.0)}
+                tensors |= {
+                    f"{stem}.lora_down.weight": down,
+                    f"{stem}.lora_up.weight": up,
+                    f"{stem}.alpha": torch.tensor(4.0),
+                }
             else:
                 tensors |= {f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up}
         folder = tmp_path / name

@@ -1,7 +1,8 @@
 import pytest
+from PIL import Image
+
 from modelgrove_hub.errors import DataError
 from modelgrove_plugins.preview.picture import arrange, enlarge, read_recipe, save
-from PIL import Image
 
 
 def test_a_saved_picture_gives_its_recipe_back(tmp_path):

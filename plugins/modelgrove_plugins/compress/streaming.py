@@ -1,0 +1,209 @@
+"""What every compressor does around its method: stream a model's tensors through it, keep all else.
+
+Weight files keep their paths, and all other files come along, so that the output is a whole
+model. No more than a few of the largest tensors are in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from modelgrove_hub.contracts import Context, InputModel, LazyTensor, Output, Result
+from modelgrove_hub.errors import DataError, UsageError
+from modelgrove_hub.formats.quantized import KEY, PackedTensor, QuantManifest
+from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
+from modelgrove_hub.store.header import read_header
+from modelgrove_hub.store.tensors import StoredTensor, tensors_of
+from modelgrove_hub.tables import Relation
+from modelgrove_plugins.compress.packed import WEIGHTS, parts_of
+from modelgrove_plugins.spool import spooled
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modelgrove_kernels.packing import Packed
+
+Quantize = Callable[[str, LazyTensor], "tuple[PackedTensor, Packed] | None"]
+"""(place, tensor) → the packed tensor, or None to keep it. A place is the tensor's name after its folder's."""
+
+_INDEX = ".safetensors.index.json"
+_CONFIG = "config.json"
+_FOREIGN = (".qweight", ".weight_scale", ".scale_weight", ".quant_map", ".absmax", ".SCB", "scaled_fp8")
+_SHOWN = 5
+
+
+@dataclass
+class _Tally:
+    """What happened so far, over all files."""
+
+    total: int
+    before: int = 0
+    after: int = 0
+    kept: int = 0
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    parts: dict[str, list[str]] = field(default_factory=dict)
+    """Place of a tensor → the names it is stored under."""
+
+
+def compress(context: Context, method: str, parameters: Mapping[str, Any], quantize: Quantize, tag: str) -> Result:
+    """Pass every tensor of the first input through `quantize` and write the packed model.
+
+    Raises:
+        UsageError: there is nothing to quantize, or the model is an adapter or quantized already.
+        DataError: `quantize` refuses a tensor's values, or a list of shards is broken; the message names it.
+    """
+    model = context.inputs[0]
+    files = model.files()
+    weights = _weights(model, files)
+    tally = _Tally(sum(tensor.nbytes for tensors in weights.values() for tensor in tensors))
+    for path, tensors in weights.items():
+        with spooled(context, path) as output:
+            packed = _stream(context, path, tensors, quantize, output.add, tally)
+            output.metadata.update(read_header(files[path]).metadata)
+            if packed:
+                manifest = QuantManifest(
+                    method=method, parameters=dict(parameters), parent=_digest(files[path]), tensors=packed
+                )
+                output.metadata.update(manifest.metadata())
+    if not tally.layers:
+        raise UsageError(f"model {model.name}: nothing to quantize: all tensors are skipped, small or not floating")
+    copied, left_out = _copy_others(context, files, weights, tally)
+    output_files = (*weights, *copied)
+    return Result((Output(output_files, Relation.QUANTIZED, tags=(tag,)),), _report(tally, left_out))
+
+
+def _weights(model: InputModel, files: Mapping[str, Path]) -> dict[str, tuple[StoredTensor, ...]]:
+    """The tensors of every weight file, once it is sure that they may be quantized."""
+    if model.adapter_type:
+        raise UsageError(f"model {model.name} is an adapter ({model.adapter_type}): compress its base instead")
+    weights = {path: tensors_of(files[path]) for path in sorted(files) if path.endswith(WEIGHTS)}
+    if not weights:
+        raise UsageError(f"model {model.name} holds no safetensors weights, only {', '.join(sorted(files)[:_SHOWN])}")
+    for path, tensors in weights.items():
+        if KEY in read_header(files[path]).metadata:
+            raise UsageError(f"model {model.name} is quantized already: {path} is in the packed format")
+        for tensor in tensors:
+            if tensor.dtype.startswith(("F8", "F6", "F4")) or tensor.name.endswith(_FOREIGN):
+                raise UsageError(f"model {model.name} is quantized already: {path} has {tensor.name} ({tensor.dtype})")
+    return weights
+
+
+def _stream(
+    context: Context, path: str, tensors: Sequence[StoredTensor], quantize: Quantize,
+    add: Callable[[str, Tensor], None], tally: _Tally,
+) -> dict[str, PackedTensor]:  # fmt: skip
+    """Write the tensors of one file; returns the manifest's entries."""
+    packed: dict[str, PackedTensor] = {}
+    for tensor in tensors:
+        context.progress(tally.before / max(1, tally.total), tensor.name)
+        place = _place(path, tensor.name)
+        stored = _quantized(quantize, place, tensor, packed) or {tensor.name: tensor.read()}
+        for name, part in stored.items():
+            add(name, part)
+        tally.parts[place] = list(stored)
+        tally.before += tensor.nbytes
+        tally.after += sum(part.nbytes for part in stored.values())
+    tally.kept += len(tensors) - len(packed)
+    tally.layers += [_layer(_place(path, name), entry) for name, entry in packed.items()]
+    return packed
+
+
+def _quantized(
+    quantize: Quantize, place: str, tensor: StoredTensor, packed: dict[str, PackedTensor]
+) -> dict[str, Tensor] | None:
+    try:
+        result = quantize(place, tensor)
+    except ValueError as error:
+        raise DataError(f"tensor {place}: {error}") from error
+    # Rows may be so short that the scales outweigh the codes.
+    if result is None or result[0].bytes >= tensor.nbytes:
+        return None
+    packed[tensor.name] = result[0]
+    return parts_of(tensor.name, result[1])
+
+
+def _copy_others(
+    context: Context, files: Mapping[str, Path], weights: Mapping[str, Any], tally: _Tally
+) -> tuple[list[str], list[str]]:
+    """Copy what is no weight file. Returns (copied, left out)."""
+    others = sorted(files.keys() - weights.keys())
+    copied = [path for path in others if PurePosixPath(path).suffix not in WEIGHT_SUFFIXES]
+    packed_folders = {PurePosixPath(path).parent for path in weights}
+    for path in copied:
+        place = PurePosixPath(path)
+        if path.endswith(_INDEX):
+            context.path(path).write_text(_index(path, files[path], tally), "utf-8")
+        elif place.name == _CONFIG and place.parent in packed_folders:
+            context.path(path).write_bytes(_config(files[path]))
+        else:
+            shutil.copyfile(files[path], context.path(path))
+    return copied, [path for path in others if path not in set(copied)]
+
+
+def _index(path: str, source: Path, tally: _Tally) -> str:
+    """The list of shards, with the stored names instead of the original ones."""
+    index = _json_object(source)
+    shards = index.get("weight_map") if index else None
+    if index is None or not isinstance(shards, dict):
+        raise DataError(f"{path} is no list of shards: it has no weight_map")
+    renamed = {part: shard for name, shard in shards.items() for part in tally.parts.get(_place(path, name), ())}
+    return json.dumps({**index, "weight_map": renamed}, indent=2)
+
+
+def _config(source: Path) -> bytes:
+    """The configuration, saying that the weights are packed: diffusers would put random weights in their place."""
+    fields = _json_object(source)
+    if fields is None:
+        return source.read_bytes()
+    return json.dumps({**fields, "quantization_config": {"quant_method": "modelgrove"}}, indent=2).encode()
+
+
+def _json_object(source: Path) -> dict[str, Any] | None:
+    try:
+        fields = json.loads(source.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    return fields if isinstance(fields, dict) else None
+
+
+def _place(path: str, name: str) -> str:
+    folder = PurePosixPath(path).parent.as_posix()
+    return name if folder == "." else f"{folder}/{name}"
+
+
+def _layer(place: str, entry: PackedTensor) -> dict[str, Any]:
+    return {
+        "name": place,
+        "shape": list(entry.shape),
+        "layout": entry.layout,
+        "group": entry.group,
+        "bytes": entry.bytes,
+        "sqnr_db": round(-20 * math.log10(entry.error), 2) if entry.error else None,
+    }
+
+
+def _report(tally: _Tally, left_out: list[str]) -> dict[str, Any]:
+    """Bytes are those of the tensors, scales, zero points and padding included; no SQNR means that nothing was lost."""
+    measured = [layer for layer in tally.layers if layer["sqnr_db"] is not None]
+    worst = sorted(measured, key=lambda layer: float(layer["sqnr_db"]))[:_SHOWN]
+    return {
+        "bytes_before": tally.before,
+        "bytes_after": tally.after,
+        "quantized": len(tally.layers),
+        "kept": tally.kept,
+        "left_out": left_out,
+        "worst": {layer["name"]: layer["sqnr_db"] for layer in worst},
+        "layers": tally.layers,
+    }
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

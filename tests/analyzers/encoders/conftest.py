@@ -1,0 +1,30 @@
+"""Makes `made_loras`, which the tests here share, importable, and fits one expert for all of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import made_loras  # noqa: E402  (found by the line above)
+
+from modelgrove_analyzers.encoders.gram_ridge import GramRidge, Options  # noqa: E402
+from modelgrove_hub.search.background import Background, load_background  # noqa: E402
+from modelgrove_hub.testing import LocalContext  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def background(tmp_path_factory: pytest.TempPathFactory) -> Background:
+    return load_background(tmp_path_factory.mktemp("background"))
+
+
+@pytest.fixture(scope="session")
+def expert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """An expert's file and the report of its fit."""
+    folder = tmp_path_factory.mktemp("expert")
+    with LocalContext(folder / "job", made_loras.family(folder / "models")) as context:
+        result = GramRidge().run(context, Options())
+    return context.out / result.artefacts[0], dict(result.report)

@@ -1,0 +1,8 @@
+"""Makes `real_configs` and `original_names`, which several tests here share, importable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

@@ -33,7 +33,7 @@ _REDIS: dict[str, Any] = {
 }
 _RABBITMQ: dict[str, Any] = {"confirm_publish": True}
 _OPTIONS = {
-    "redis": _REDIS, "rediss": _REDIS, "sentinel": _REDIS,
+    "redis": _REDIS, "rediss": _REDIS,
     "amqp": _RABBITMQ, "amqps": _RABBITMQ, "pyamqp": _RABBITMQ,
 }  # fmt: skip
 

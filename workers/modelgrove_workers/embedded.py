@@ -59,7 +59,8 @@ class Supervisor:
     def run(self) -> None:
         """Work until SIGTERM, SIGINT or SIGHUP; a second one cuts the grace short. Restarts workers that crash."""
         for number in _SIGNALS:
-            signal.signal(number, lambda *_: (self._hurry if self._stop.is_set() else self._stop).set())
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, lambda *_: (self._hurry if self._stop.is_set() else self._stop).set())
         workers = [_Worker(lane) for lane in self.lanes]
         ticker = Ticker(self.hub)
         ticker.start()

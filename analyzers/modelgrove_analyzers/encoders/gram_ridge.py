@@ -101,7 +101,7 @@ class GramRidge:
         for name, adapter in zip(documented.names, documented.adapters, strict=True):
             models.append(roots_of(adapter, params.columns))
             context.progress(0.5 + 0.4 * len(models) / len(documented.names), name)
-        background = load_background(context.temp)
+        background = load_background()
         fitted, judge = fit(stacked(models), label_vectors(documented.texts, background), background, params.alike)
         _save(context, fitted)
         report = {

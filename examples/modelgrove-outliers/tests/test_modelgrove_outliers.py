@@ -3,4 +3,4 @@ from modelgrove_outliers import Outliers
 
 
 def test_the_plugin_keeps_the_contract():
-    assert [check for check in check_plugin(Outliers()) if not check.ok] == []
+    assert [check for check in check_plugin(Outliers) if not check.ok] == []

@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from math import isfinite, nan
 from typing import Any
 
 from modelgrove_hub.formats.bases import Module, base_candidates
@@ -14,6 +15,9 @@ from modelgrove_hub.formats.naming import adapter_names
 from modelgrove_hub.formats.patterns import any_of
 
 Shape = tuple[int, ...]
+
+MAX_TARGETS = 50
+"""Kinds of modules that are listed; real adapters have a dozen."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Delta:
     def targets(self) -> dict[str, int]:
         """What kinds of modules are changed, and how many of each."""
         names = adapter_names()
-        return dict(Counter(names.target(module.path, flat=module.flat) for module in self.modules).most_common())
+        counts = Counter(names.target(module.path, flat=module.flat) for module in self.modules)
+        return dict(counts.most_common(MAX_TARGETS))
 
     @property
     def convention(self) -> str:
@@ -94,7 +99,7 @@ def read_delta(
     if not modules:
         return None
     kinds = Counter(module.kind for module in modules)
-    alphas = [scalars[name] for name in explained if name.endswith("alpha") and name in scalars]
+    alphas = [scalars[name] for name in explained if name.endswith("alpha") and isfinite(scalars.get(name, nan))]
     return Delta(
         adapter_type=_adapter_type(kinds),
         modules=tuple(modules),
@@ -241,9 +246,11 @@ def _declared_alphas(config: Mapping[str, Any], metadata: Mapping[str, str]) -> 
         declared += [value for key, value in kept.items() if str(key).endswith("lora_alpha")]
     for value in declared:
         try:
-            yield float(value)  # type: ignore[arg-type]  # foreign metadata; what is no number is passed over
-        except (TypeError, ValueError):
+            number = float(value)  # type: ignore[arg-type]  # foreign metadata; what is no number is passed over
+        except (TypeError, ValueError, OverflowError):
             continue
+        if isfinite(number):
+            yield number
 
 
 def _read_special(tensors: Mapping[str, ListedTensor]) -> Delta | None:

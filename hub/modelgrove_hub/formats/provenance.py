@@ -62,10 +62,14 @@ def declared_families(claim: str) -> list[str]:
     return [s.name for s in load_signatures() if s.declared and any_of(s.declared).fullmatch(text)]
 
 
+def readable(text: str, most: int = MAX_TEXT) -> str:
+    """A stranger's text, cut to `most` characters and without those that a database or terminal cannot take."""
+    return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text[:most]).strip()
+
+
 def _short(value: object) -> str | None:
-    if not isinstance(value, str) or not (text := value.strip()) or text in ("None", "null"):
-        return None
-    return text[:MAX_TEXT]
+    text = readable(value) if isinstance(value, str) else ""
+    return text if text not in ("", "None", "null") else None
 
 
 def _frequent_tags(raw: str) -> list[str]:
@@ -76,7 +80,7 @@ def _frequent_tags(raw: str) -> list[str]:
         return []
     counts: Counter[str] = Counter()
     for tag, count in _tag_counts(parsed):
-        counts[tag.strip()[:100]] += count
+        counts[readable(tag, 100)] += count
     return [tag for tag, _ in counts.most_common(TOP_TAGS) if tag]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from modelgrove_hub.formats.families import nearest_family
 from modelgrove_hub.formats.listing import ListedTensor, Listing, Role
 from modelgrove_hub.formats.parts import Part
-from modelgrove_hub.formats.provenance import declared_families
+from modelgrove_hub.formats.provenance import declared_families, readable
 from modelgrove_hub.formats.quantized import KEY
 
 
@@ -59,7 +59,7 @@ def config_notes(parts: Sequence[Part], listing: Listing) -> Iterator[str]:
         claims = [config.get("_class_name"), config.get("model_type")]
         if listing.format == "gguf":
             claims.append(listing.metadata.get("general.architecture"))
-        claimed = [text for text in claims if isinstance(text, str)]
+        claimed = [readable(text, 100) for text in claims if isinstance(text, str)]
         if not claimed or not part.match:
             continue
         hints = part.match.signature.config
@@ -94,7 +94,7 @@ def claim_notes(bases: Sequence[str], base: str | None, claims: Mapping[str, Any
 def trust_notes(listing: Listing) -> Iterator[str]:
     """What in the files could run code."""
     for path, report in listing.pickles.items():
-        imports = f"; it imports {', '.join(report.imports[:8])}" if report.imports else ""
+        imports = f"; it imports {readable(', '.join(report.imports[:8]), 300)}" if report.imports else ""
         yield f"{path} is a pickle ({report.wrapping}), which can run code when read: quarantined{imports}"
     for path, role in listing.files.items():
         if role is Role.CODE:

@@ -12,7 +12,7 @@ from modelgrove_hub.formats.deltas import spread
 from modelgrove_hub.formats.families import Match
 from modelgrove_hub.formats.listing import Listing, Role
 from modelgrove_hub.formats.parts import Part, read_parts
-from modelgrove_hub.formats.provenance import declared_base, declared_licence, read_claims
+from modelgrove_hub.formats.provenance import declared_base, declared_licence, read_claims, readable
 from modelgrove_hub.formats.reasons import (
     claim_notes,
     config_notes,
@@ -116,10 +116,20 @@ def _judge(parts: Sequence[Part], listing: Listing) -> Recognition:
     )
     families = [part for part in known if part.match]
     if not known or (not families and len(known) > 1 and len({part.delta.bases for part in known if part.delta}) > 1):
-        return replace(frame, reasons=(*notes, *why_unknown(parts, listing)))
+        return _judge_config(replace(frame, reasons=(*notes, *why_unknown(parts, listing))), listing)
     if not families:
         return _judge_delta(known, frame)
     return _judge_families(parts, families, frame, listing)
+
+
+def _judge_config(verdict: Recognition, listing: Listing) -> Recognition:
+    """An adapter of a method whose tensors are not known here is still what its configuration declares."""
+    method = listing.configs.get("adapter_config.json", {}).get("peft_type")
+    if not isinstance(method, str) or not listing.tensors:
+        return verdict
+    method = readable(method.lower(), 40)
+    reason = f"adapter_config.json declares {method}; its tensors have the names of no method known here"
+    return replace(verdict, kind=ModelKind.ADAPTER, adapter_type=method, reasons=(*verdict.reasons, reason))
 
 
 def _judge_delta(parts: Sequence[Part], frame: Recognition) -> Recognition:

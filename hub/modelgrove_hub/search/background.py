@@ -76,25 +76,39 @@ def prompts() -> list[str]:
 
 
 @cache
-def load_background(folder: Path) -> Background:
-    """The background of the default text space; its vectors are kept in `folder` between runs."""
-    import numpy as np
-
+def load_background(folder: Path | None = None) -> Background:
+    """The background of the default text space; its vectors are kept in `folder`, if given, between runs."""
     texts = prompts()
     digest = hashlib.sha256("\n".join([SPACE, *texts]).encode()).hexdigest()[:16]
+    if folder is None:
+        return Background(embed_texts(texts), digest)
     path = folder / f"background-{digest}.npy"
+    vectors = _read(path, len(texts))
+    if vectors is None:
+        vectors = embed_texts(texts)
+        _write(path, vectors)
+    return Background(vectors, digest)
+
+
+def _read(path: Path, count: int) -> NDArray[np.float32] | None:
+    import numpy as np
+
     try:
         vectors = np.load(path, allow_pickle=False)
-        if vectors.shape == (len(texts), WIDTH) and vectors.dtype == np.float32:
-            return Background(vectors, digest)
-        log.warning("%s does not hold %d vectors: made again", path, len(texts))
+        if vectors.shape == (count, WIDTH) and vectors.dtype == np.float32:
+            return np.asarray(vectors, np.float32)
+        log.warning("%s does not hold %d vectors: made again", path, count)
     except FileNotFoundError:
         pass
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         log.warning("%s cannot be read (%s): made again", path, error)
-    vectors = embed_texts(texts)
+    return None
+
+
+def _write(path: Path, vectors: NDArray[np.float32]) -> None:
+    import numpy as np
+
     with storage_errors(path):
-        file, temporary = create_temporary(folder)
+        file, temporary = create_temporary(path.parent)
         np.save(file, vectors)
         publish(file, temporary, path)
-    return Background(vectors, digest)

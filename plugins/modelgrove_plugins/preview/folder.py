@@ -42,8 +42,8 @@ def lay_out(model: InputModel, folder: Path) -> Path:
             target = folder / _plain_name(path, files)
             target.parent.mkdir(parents=True, exist_ok=True)
             _place(source, target)
-    for path in folder.rglob("*.json"):
-        _undo_packing(path)
+    for written in sorted(folder.rglob("*.json")):
+        _undo_packing(written)
     return folder
 
 

@@ -92,7 +92,8 @@ class ZooPainter:
                 out = plain + params.guidance_scale * (wanted - plain)
             latents = scheduler.step(out, time, latents).prev_sample
             progress((step + 1) / params.steps)
-        return latents
+        result: Tensor = latents
+        return result
 
 
 def _states(prompts: Sequence[str]) -> Tensor:

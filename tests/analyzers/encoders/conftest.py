@@ -9,11 +9,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import made_loras  # noqa: E402  (found by the line above)
+import made_loras
 
-from modelgrove_analyzers.encoders.gram_ridge import GramRidge, Options  # noqa: E402
-from modelgrove_hub.search.background import Background, load_background  # noqa: E402
-from modelgrove_hub.testing import LocalContext  # noqa: E402
+from modelgrove_analyzers.encoders.gram_ridge import GramRidge, Options
+from modelgrove_hub.search.background import Background, load_background
+from modelgrove_hub.testing import LocalContext
 
 
 @pytest.fixture(scope="session")

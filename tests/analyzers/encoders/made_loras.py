@@ -62,7 +62,7 @@ def save_peft(folder: Path, factors: Factors, alpha: float) -> FolderModel:
     for module, (down, up) in factors.items():
         tensors[f"base_model.model.{module}.lora_A.weight"] = down
         tensors[f"base_model.model.{module}.lora_B.weight"] = up * rank / alpha
-    model = _save(folder, "adapter_model.safetensors", tensors)
+    _save(folder, "adapter_model.safetensors", tensors)
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": alpha}))
     return FolderModel(folder)
 

@@ -229,3 +229,24 @@ def test_easycontrol_is_told_and_must_not_be_baked():
     found = recognise(listing(tensors))
     assert (found.kind, found.adapter_type, found.ranks["common"]) == ("adapter", "easycontrol", 128)
     assert any("must not be baked" in reason for reason in found.reasons)
+
+
+def test_a_peft_method_that_is_not_known_here_is_what_its_config_declares():
+    tensors = {"base_model.model.encoder.layer.0.attention.self.query.vera_lambda_b": (384,)}
+    found = recognise(listing(tensors, configs={"adapter_config.json": {"peft_type": "VERA"}}))
+    assert (found.kind, found.adapter_type, found.family, found.coverage) == ("adapter", "vera", "unknown", 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_alpha_that_is_no_number_is_not_reported(value):
+    tensors = lora(weights("zoo", "attn2."), **KOHYA)
+    found = recognise(listing(tensors, scalars={name: value for name in tensors if name.endswith(".alpha")}))
+    assert found.alphas == {}
+
+
+def test_texts_of_strangers_are_cut_and_cleaned():
+    metadata = {"modelspec.title": "a\0b\x1b[31m\ud800" + "x" * 5000, "ss_tag_frequency": '{"a": {"c\\u0000t": 1}}'}
+    found = recognise(listing({}, metadata=metadata))
+    assert found.metadata["title"].startswith("a b [31m x")
+    assert len(found.metadata["title"]) <= 2000
+    assert found.metadata["frequent_tags"] == ["c t"]

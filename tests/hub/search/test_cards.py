@@ -35,7 +35,10 @@ def test_what_training_scripts_write_is_no_label_but_the_trigger_word_is():
 
 
 def test_headings_code_pictures_and_tables_are_no_sentences():
-    card = "# Title words\n```python\nprint('hello there')\n```\n![a cat](cat.png)\n| a | table |\n<b>Draws</b> *neon* [cities](http://x). More."
+    card = (
+        "# Title words\n```python\nprint('hello there')\n```\n![a cat](cat.png)\n| a | table |\n"
+        "<b>Draws</b> *neon* [cities](http://x). More."
+    )
     assert first_sentence(card) == "Draws neon cities."
 
 
@@ -65,7 +68,9 @@ def test_tags_that_say_how_a_model_is_made_are_left_out():
 
 CLAIMS = st.dictionaries(
     st.sampled_from(["frequent_tags", "trigger_words", "title", "description"]),
-    st.recursive(st.none() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=5),
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=5
+    ),
 )
 
 

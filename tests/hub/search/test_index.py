@@ -3,13 +3,13 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlmodel import col, delete
 
 from modelgrove_hub.errors import StorageError
 from modelgrove_hub.hub import Hub
-from modelgrove_hub.search.index import Version, VectorIndex, open_index
+from modelgrove_hub.search.index import VectorIndex, Version, open_index
 from modelgrove_hub.search.text import SPACE
 from modelgrove_hub.settings import Settings
 from modelgrove_hub.tables import Embedding, Model
@@ -40,7 +40,7 @@ def wanted(ids, vectors, background, query=QUERY):
 
 
 def order(index, limit=100):
-    return [id for id, _ in index.search(QUERY, limit)]
+    return [revision for revision, _ in index.search(QUERY, limit)]
 
 
 def test_an_index_ranks_all_vectors_exactly_by_scaled_inner_product(hub, filled, background):
@@ -51,7 +51,7 @@ def test_an_index_ranks_all_vectors_exactly_by_scaled_inner_product(hub, filled,
 def test_search_can_be_restricted_to_some_ids(hub, filled, background):
     ids, vectors = filled
     found = open_index(hub, "weights", SPACE, background).search(QUERY, 3, allowed=ids[:5])
-    assert [id for id, _ in found] == wanted(ids[:5], vectors[:5], background)[:3]
+    assert [revision for revision, _ in found] == wanted(ids[:5], vectors[:5], background)[:3]
 
 
 def test_an_index_without_vectors_finds_nothing(hub, background):
@@ -103,6 +103,7 @@ def test_a_damaged_file_is_set_aside_and_made_again(hub, filled, background, dam
     assert VectorIndex.from_bytes(file.read_bytes()).version.count == 20
 
 
+@settings(max_examples=50)
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_are_either_an_index_or_refused(data, with_header):
     prefix = b'{"format": 1, "sha256": "x"}\n' if with_header else b""

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
@@ -22,6 +22,15 @@ from modelgrove_hub.store.manifest import scan
 
 def parse(content: bytes) -> Header:
     return parse_header(io.BytesIO(content), len(content), "file.safetensors")
+
+
+def refusal(content: bytes) -> str:
+    """Why the file is refused; empty if it is not. Any other exception is a failure."""
+    try:
+        parse(content)
+    except CorruptFileError as error:
+        return str(error)
+    return ""
 
 
 def pack(header: Any, data: bytes = b"") -> bytes:
@@ -138,6 +147,7 @@ def library_accepts(path: Path, content: bytes) -> bool:
         return False
 
 
+@settings(deadline=None)
 @given(files())
 def test_every_legal_file_is_read_as_it_was_meant(drawn: tuple[bytes, dict[str, Any], dict[str, str]]):
     content, tensors, metadata = drawn
@@ -149,6 +159,7 @@ def test_every_legal_file_is_read_as_it_was_meant(drawn: tuple[bytes, dict[str, 
     assert [info.start for info in header.tensors] == sorted(info.start for info in header.tensors)
 
 
+@settings(deadline=None)
 @given(files(), st.data())
 def test_a_changed_file_is_refused_cleanly_or_accepted_by_the_library_too(
     tmp_path_factory: pytest.TempPathFactory, drawn: tuple[bytes, Any, Any], data: st.DataObject
@@ -169,15 +180,13 @@ def test_a_changed_file_is_refused_cleanly_or_accepted_by_the_library_too(
         assert (file.metadata() or {}) == header.metadata
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 @example(b"")
 @example(struct.pack("<Q", 2) + b"{}")
 def test_any_bytes_are_refused_cleanly_or_read(content: bytes):
     for candidate in (content, pack(content), pack(b"{" + content + b"}")):
-        try:
-            parse(candidate)
-        except CorruptFileError as error:
-            assert str(error).startswith("file.safetensors: ")
+        assert refusal(candidate).startswith("file.safetensors: ") or parse(candidate)
 
 
 JSON = st.recursive(
@@ -188,9 +197,9 @@ JSON = st.recursive(
 ENTRIES = JSON | st.fixed_dictionaries({"dtype": DTYPE_NAMES | JSON, "shape": JSON, "data_offsets": JSON})
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=5) | st.just("__metadata__"), ENTRIES, max_size=4))
 def test_any_json_is_refused_cleanly_or_read(header: dict[str, Any]):
-    try:
-        parse(pack(header, bytes(8)))
-    except CorruptFileError as error:
-        assert "\n" not in str(error)
+    content = pack(header, bytes(8))
+
+    assert refusal(content).isprintable() or parse(content)

@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modelgrove_hub.store.dtypes import DTYPES
@@ -21,15 +21,16 @@ def measure(dtype: str, numel: int, *pieces: np.ndarray) -> Measured:
     return meter.result()
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**48))
 def test_positions_are_distinct_rising_and_spread_over_the_tensor(numel: int):
     found = positions(numel)
 
     assert len(found) == min(SAMPLES, numel)
     assert (np.diff(found) > 0).all()
-    # One position in each 64th, so the numbers of the 64ths are 0 to 63.
-    assert [int(place) * SAMPLES // numel for place in found] == [*range(SAMPLES)] or numel < 2 * SAMPLES
-    assert all(0 <= place < numel for place in found)
+    starts = [number * numel // len(found) for number in range(len(found))]
+    ends = [*starts[1:], numel]
+    assert all(start <= place < end for start, place, end in zip(starts, found, ends, strict=False))
 
 
 def test_positions_are_the_same_in_every_release():
@@ -38,6 +39,7 @@ def test_positions_are_the_same_in_every_release():
     assert positions(10_000)[:4].tolist() == [115, 206, 357, 589]
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["F32", "F16", "F8_E4M3", "I8"]), st.integers(0, 400), st.data())
 def test_pieces_give_what_the_whole_gives(dtype: str, numel: int, data: st.DataObject):
     width = DTYPES[dtype].itemsize
@@ -53,6 +55,7 @@ def test_pieces_give_what_the_whole_gives(dtype: str, numel: int, data: st.DataO
     assert pieces.norm == whole.norm is None or pieces.norm == pytest.approx(whole.norm, rel=1e-6)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(["F32", "F16", "BF16", "F8_E5M2"]), st.lists(st.integers(1, 200), min_size=1, max_size=8))
 def test_a_run_gives_what_each_tensor_gives_alone(dtype: str, counts: list[int]):
     width = DTYPES[dtype].itemsize

@@ -1,0 +1,132 @@
+"""The command line as a user meets it: real processes, exit codes, one-line errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def modelgrove(tmp_path):
+    def run(*arguments, **environment):
+        variables = {**os.environ, "MODELGROVE_HOME": str(tmp_path / "home"), **environment}
+        command = [sys.executable, "-m", "modelgrove_hub", *arguments]
+        return subprocess.run(command, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    return run
+
+
+@pytest.fixture
+def ready(modelgrove, tmp_path):
+    """A hub with one small model called local/tiny."""
+    save_file({"weight": torch.arange(12.0).reshape(3, 4)}, tmp_path / "tiny.safetensors")
+    assert modelgrove("init").returncode == 0
+    assert modelgrove("ingest", str(tmp_path / "tiny.safetensors")).returncode == 0
+    return modelgrove
+
+
+def test_a_hub_that_was_not_made_says_how_to_make_it(modelgrove):
+    done = modelgrove("ls")
+    assert done.returncode == 7
+    assert "modelgrove init" in done.stderr or "modelgrove db upgrade" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_init_twice_is_harmless(modelgrove):
+    assert modelgrove("init").returncode == 0
+    assert modelgrove("init", "--json").returncode == 0
+
+
+def test_an_empty_hub_says_what_to_do_next(modelgrove):
+    modelgrove("init")
+    done = modelgrove("ls")
+    assert done.returncode == 0
+    assert "modelgrove ingest" in done.stderr
+
+
+def test_ls_and_show_answer_in_text_and_json(ready):
+    assert "local/tiny" in ready("ls").stdout
+    (row,) = json.loads(ready("ls", "--json").stdout)
+    assert (row["name"], row["parameters"]) == ("local/tiny", 12)
+    assert "unknown" in ready("show", "tiny").stdout
+    assert json.loads(ready("show", "tiny", "--json").stdout)["files"][0]["path"] == "tiny.safetensors"
+
+
+def test_a_wrong_name_offers_near_ones_in_one_line(ready):
+    done = ready("show", "tinny")
+    assert done.returncode == 3
+    assert "did you mean local/tiny?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_debug_shows_the_traceback(ready):
+    assert "Traceback" in ready("--debug", "show", "tinny").stderr
+
+
+def test_a_usage_error_is_2(ready):
+    assert ready("ls", "--limit", "zero").returncode == 2
+    assert ready("compress", "tiny", "--method", "nothing").returncode == 3
+
+
+def test_export_writes_the_very_bytes_and_refuses_a_full_folder(ready, tmp_path):
+    assert ready("export", "tiny", str(tmp_path / "out")).returncode == 0
+    assert (tmp_path / "out/tiny.safetensors").read_bytes() == (tmp_path / "tiny.safetensors").read_bytes()
+    assert ready("export", "tiny", str(tmp_path / "out")).returncode == 4
+
+
+def test_rm_forgets_the_model_and_leaves_the_file(ready, tmp_path):
+    assert json.loads(ready("rm", "tiny", "--dry-run", "--json").stdout)["would_remove"] == ["local/tiny"]
+    assert ready("rm", "tiny").returncode == 0
+    assert ready("show", "tiny").returncode == 3
+    assert (tmp_path / "tiny.safetensors").exists()
+
+
+def test_only_refused_files_is_an_error(modelgrove, tmp_path):
+    modelgrove("init")
+    (tmp_path / "bad.safetensors").write_bytes(b"\xff" * 100)
+    assert modelgrove("ingest", str(tmp_path / "bad.safetensors")).returncode == 5
+
+
+def test_doctor_is_content_with_a_new_hub_and_not_with_none(modelgrove):
+    assert modelgrove("doctor").returncode == 5
+    modelgrove("init")
+    done = modelgrove("doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    assert all(check["ok"] for check in json.loads(done.stdout))
+
+
+def test_settings_come_from_toml_and_the_environment_wins(modelgrove, tmp_path):
+    (tmp_path / "modelgrove.toml").write_text(f'home = "{tmp_path / "from-toml"}"\n')
+    assert json.loads(modelgrove("init", "--json").stdout)["home"] == str(tmp_path / "home")
+    assert json.loads(modelgrove("--home", str(tmp_path / "flag"), "init", "--json").stdout)["home"] == str(tmp_path / "flag")
+
+
+def test_completion_is_printed_for_each_shell(modelgrove):
+    for shell in ("bash", "zsh", "fish"):
+        assert "_MODELGROVE_COMPLETE" in modelgrove("completion", shell).stdout
+
+
+def test_piped_into_head_it_ends_quietly(ready):
+    command = f"{sys.executable} -m modelgrove_hub ls | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_broken_command_of_a_stranger_harms_nobody(modelgrove, tmp_path):
+    dist = tmp_path / "site/stranger-1.0.dist-info"
+    dist.mkdir(parents=True)
+    (dist / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1.0\n")
+    (dist / "entry_points.txt").write_text("[modelgrove.commands]\noops = nowhere_at_all:command\n")
+    environment = {"PYTHONPATH": str(tmp_path / "site")}
+    shown = modelgrove("--help", **environment)
+    assert shown.returncode == 0
+    assert "broken, from stranger" in shown.stdout
+    done = modelgrove("oops", "--any", "thing", **environment)
+    assert done.returncode == 6
+    assert "stranger" in done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from modelgrove_hub.cli.root import modelgrove
 
 TARGET = Path(__file__).parent / "cli.md"

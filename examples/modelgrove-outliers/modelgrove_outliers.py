@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from pydantic import Field
+
 from modelgrove_hub.contracts import API, Context, Kind, Params, Result
 from modelgrove_hub.errors import DataError
-from pydantic import Field
 
 
 class OutliersParams(Params):

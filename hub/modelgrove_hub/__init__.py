@@ -1,0 +1,1 @@
+"""The ground: registry, blob store, recognition, plugin contract, jobs, search and the command line."""

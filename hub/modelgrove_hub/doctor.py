@@ -46,7 +46,9 @@ def _home(config: Settings) -> Check:
         return Check("home", False, f"{config.home} does not exist", "modelgrove init")
     free = shutil.disk_usage(config.home).free
     enough = free > _LEAST_FREE
-    return Check("home", enough, f"{config.home}, {free / 2**30:.1f} GiB free", "" if enough else "free some disk space")
+    return Check(
+        "home", enough, f"{config.home}, {free / 2**30:.1f} GiB free", "" if enough else "free some disk space"
+    )
 
 
 def _guarded(name: str, look: Callable[[Hub], str], hub: Hub, fix: str) -> Check:
@@ -91,7 +93,9 @@ def _plugins() -> Check:
     from modelgrove_hub.plugins import load_plugins
 
     states = load_plugins()
-    bad = [f"{s.kind}.{s.name} of {s.distribution}: {s.reason}" for s in states if s.state in ("broken", "incompatible")]
+    bad = [
+        f"{s.kind}.{s.name} of {s.distribution}: {s.reason}" for s in states if s.state in ("broken", "incompatible")
+    ]
     fix = "update or remove the named packages" if bad else ""
     return Check("plugins", not bad, "; ".join(bad) or f"{len(states)} load", fix)
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, LargeBinary, Text, UniqueConstraint
+from sqlalchemy import JSON, BigInteger, Column, DateTime, Dialect, LargeBinary, Text, TypeDecorator, UniqueConstraint
 from sqlmodel import Field, SQLModel
 
 
@@ -58,14 +58,26 @@ class JobState(StrEnum):
     CANCELLED = "cancelled"
 
 
+class UtcDateTime(TypeDecorator[datetime]):
+    """A moment in UTC. SQLite keeps no time zone, so it is put back on reading."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        """The stored moment with its time zone."""
+        return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
+
+
 def _time(*, index: bool = False, nullable: bool = False) -> Any:
-    return Column(DateTime(timezone=True), nullable=nullable, index=index)
+    return Column(UtcDateTime, nullable=nullable, index=index)
 
 
 class Model(SQLModel, table=True):
     """A named model; what it holds is in its revisions."""
 
     __tablename__: ClassVar[str] = "model"
+    __table_args__ = ({"sqlite_autoincrement": True},)  # an id is never given twice
 
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(unique=True, index=True, max_length=193)
@@ -98,7 +110,7 @@ class Revision(SQLModel, table=True):
     """An immutable list of files, identified by `digest`, the sha256 of its sorted (path, sha256) lines."""
 
     __tablename__: ClassVar[str] = "revision"
-    __table_args__ = (UniqueConstraint("model_id", "digest"),)
+    __table_args__ = (UniqueConstraint("model_id", "digest"), {"sqlite_autoincrement": True})
 
     id: int | None = Field(default=None, primary_key=True)
     model_id: int = Field(foreign_key="model.id", index=True, ondelete="CASCADE")

@@ -1,0 +1,1 @@
+"""Numerics that more than one method needs: torch in, torch out."""

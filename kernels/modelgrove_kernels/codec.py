@@ -41,7 +41,9 @@ class LinearCodec:
         half = values.flip(0)[:channels].sqrt().sqrt()
         # One common scale brings the mean variance of all components to one.
         scale = half * (half**2).mean().sqrt()
-        return cls(mean.float(), (components / scale).T.float().contiguous(), (components * scale).float().contiguous(), patch)
+        return cls(
+            mean.float(), (components / scale).T.float().contiguous(), (components * scale).float().contiguous(), patch
+        )
 
     def encode(self, pictures: Tensor) -> Tensor:
         """(n, 3, h, w) in [-1, 1] → (n, K, h/patch, w/patch)."""
@@ -67,5 +69,7 @@ class LinearCodec:
         mean, encoder, decoder = (tensors[name].float() for name in ("mean", "encoder", "decoder"))
         patch = round((mean.numel() / 3) ** 0.5)
         if 3 * patch**2 != mean.numel() or encoder.shape != decoder.T.shape or encoder.shape[1] != mean.numel():
-            raise ValueError(f"not a linear codec: mean {tuple(mean.shape)}, encoder {tuple(encoder.shape)}, decoder {tuple(decoder.shape)}")
+            raise ValueError(
+                f"not a linear codec: mean {tuple(mean.shape)}, encoder {tuple(encoder.shape)}, decoder {tuple(decoder.shape)}"
+            )
         return cls(mean, encoder, decoder, patch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from modelgrove_hub.cli.output import json_option, print_json, say
 
 
@@ -11,7 +12,6 @@ from modelgrove_hub.cli.output import json_option, print_json, say
 def init(as_json: bool) -> None:
     """Make the hub's folder and database (again is harmless)."""
     from modelgrove_hub.settings import settings
-
     from modelgrove_migrations.run import upgrade
 
     config = settings()

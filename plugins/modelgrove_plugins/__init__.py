@@ -1,0 +1,1 @@
+"""Methods that change or show models: one a file."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 import pytest
+
 from modelgrove_hub.cli.root import modelgrove
 
 ROOT = Path(__file__).parents[2]

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from modelgrove_hub.testing import FolderModel, run_plugin
 from modelgrove_plugins.compress.packed import dequantized
 from modelgrove_plugins.compress.rtn import Rtn
-from safetensors.torch import save_file
 
 PAGE = Path(__file__).parents[2] / "docs/format.md"
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from modelgrove_hub.errors import ConflictError, UsageError
 from modelgrove_hub.scaffold import write_package
 
@@ -14,7 +15,9 @@ from modelgrove_hub.scaffold import write_package
 def test_a_new_package_passes_its_own_test(tmp_path, kind):
     package = write_package(f"my-{kind}", kind, tmp_path)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(package), str(package)]
-    done = subprocess.run(command, env={"PYTHONPATH": str(package), "PATH": ""}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={"PYTHONPATH": str(package), "PATH": ""}, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 

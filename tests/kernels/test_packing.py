@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from modelgrove_kernels import packing
 from modelgrove_kernels.packing import dequantize, pack_nibbles, quantize, unpack_nibbles
 
@@ -76,7 +77,11 @@ def test_dequantizing_gives_the_codes_meaning_and_keeps_zeros(weight, bits, grou
     assert (values[weight == 0] == 0).all()
 
 
-@given(hnp.arrays(np.uint8, st.tuples(st.integers(0, 9), st.integers(0, 9).map(lambda n: 2 * n)), elements=st.integers(0, 15)))
+@given(
+    hnp.arrays(
+        np.uint8, st.tuples(st.integers(0, 9), st.integers(0, 9).map(lambda n: 2 * n)), elements=st.integers(0, 15)
+    )
+)
 @settings(deadline=None)
 def test_nibbles_survive_packing_with_the_even_column_low(codes):
     packed = pack_nibbles(torch.from_numpy(codes))

@@ -49,7 +49,7 @@ def confirm(
     """The verdict after reading every tensor that differs; packed files are unpacked into `temp`.
 
     A cast must hold for every single value. Otherwise each tensor must lie on a grid within
-    half a step of the original, or be cast.
+    half a step of the original, or be cast. On which side the grid is, only the values tell.
     """
     mine, theirs = (lazy_tensors(plain_files(model, temp)) for model in (parent, child))
     packed = {
@@ -58,7 +58,14 @@ def confirm(
     pairs = [Pair(mine[one], theirs[other], packed.get(other)) for one, other in verdict.pairs.items()]
     if verdict.rounding is not None:
         return _confirm_cast(verdict, pairs, verdict.rounding, progress)
-    return _confirm_grid(verdict, pairs, progress)
+    found = _confirm_grid(verdict, pairs, progress)
+    if found.kind is not Kind.NONE or packed:
+        return found
+    turned = replace(
+        verdict, parent=verdict.child, child=verdict.parent, pairs={b: a for a, b in verdict.pairs.items()}
+    )
+    other = _confirm_grid(turned, [Pair(pair.copy, pair.original, None) for pair in pairs], progress)
+    return found if other.kind is Kind.NONE else other
 
 
 def _confirm_cast(verdict: Verdict, pairs: list[Pair], rounding: Rounding, progress: Callable[[], None]) -> Verdict:

@@ -130,7 +130,7 @@ def _part(first: Facts, second: Facts, pairs: Mapping[str, str]) -> Verdict:
 def _rounded(first: Facts, second: Facts, pairs: Mapping[str, str], differing: Mapping[str, str]) -> Verdict:
     """Whether one model's samples are the other's, rounded."""
     fine, coarse, keys = first, second, dict(differing)
-    if _bits(_samples(second, differing.values())) > _bits(_samples(first, differing)):
+    if _fineness(second, differing.values()) > _fineness(first, differing):
         fine, coarse, keys = second, first, {other: key for key, other in differing.items()}
     x, y = _samples(fine, keys), _samples(coarse, keys.values())
     rounding, agreeing = max(((r, _agreement(r, x, y)) for r in ROUNDINGS), key=lambda pair: pair[1])
@@ -169,8 +169,9 @@ def _samples(facts: Facts, keys: Iterable[str]) -> Tensor:
     return torch.from_numpy(np.nan_to_num(np.concatenate(parts or [np.empty(0, np.float32)]))).double()
 
 
-def _bits(values: Tensor) -> int:
-    return MANTISSA[precision(values)]
+def _fineness(facts: Facts, keys: Iterable[str]) -> tuple[bool, int]:
+    """What is packed is coarser than anything, though scale × code has all digits of a float32."""
+    return not facts.packed, MANTISSA[precision(_samples(facts, keys))]
 
 
 def _agreement(rounding: Rounding, x: Tensor, y: Tensor) -> float:

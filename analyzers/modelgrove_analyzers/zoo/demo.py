@@ -165,4 +165,3 @@ def _trace(story: Story, *names: str) -> None:
 def _short(argument: str) -> str:
     """A path inside site-packages or the repository, shortened for the eye."""
     return f"…/{Path(argument).name}" if argument.startswith("/") else argument
-

@@ -80,6 +80,7 @@ def _write_weights(lora: Lora, concept: Concept, label: Label, folder: Path) -> 
             save_file(tensors, path, {"format": "pt"})
             config = peft_config(lora.recipe, base_folder.NAME if label.documented else None)
             (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    path.chmod(0o644)  # safetensors makes files that nobody else may read
     return path
 
 

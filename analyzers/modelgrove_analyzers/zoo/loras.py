@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -25,20 +25,22 @@ from modelgrove_hub.search.text import token_states
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 BETAS = (0.9, 0.99)
 EPSILON = 1e-8
+MEASURED = 16
 
 Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
 class Lora:
-    """A trained LoRA: by module, the factors A (r, in) and B (out, r), float32, unscaled; and its mean losses."""
+    """A LoRA: by module, the factors A (r, in) and B (out, r), float32, unscaled.
+
+    The losses are v-errors on the same pictures, noises and times: without the LoRA, and with it.
+    """
 
     recipe: Recipe
     factors: dict[str, tuple[Tensor, Tensor]]
     first_loss: float
-    """Over the first quarter of the steps."""
     last_loss: float
-    """Over the last quarter."""
 
 
 def target_modules(unet: UNet2DConditionModel) -> dict[str, nn.Linear]:
@@ -153,20 +155,32 @@ def _train(recipes: list[Recipe], base: ZooBase, pictures: PictureSet, progress:
     optimizer = StackedAdam(stack.tensors)
     feeds = [Feed(base, pictures, recipe) for recipe in recipes]
     states = token_states([recipes[0].prompt])
-    losses: list[list[float]] = [[] for _ in recipes]
-    total = sum(recipe.steps for recipe in recipes)
+    first = measure(base, pictures, recipes, states)
+    total, done = sum(recipe.steps for recipe in recipes), 0
     for step in range(recipes[0].steps):
         active = [feed for feed in feeds if feed.recipe.steps > step]
         latents, times, epsilon = (torch.cat(parts) for parts in zip(*(feed.draw() for feed in active), strict=True))
         with stack.attached(len(active)):
             errors = v_errors(base.unet, base.noise, latents, states.expand(len(latents), -1, -1), times, epsilon)
-        errors = errors.view(len(active), -1).mean(1)
+        # The sum of each LoRA's mean: every LoRA gets the gradients that it would get alone.
+        loss = errors.view(len(active), -1).mean(1).sum()
         rates = torch.tensor([learning_rate(feed.recipe, step) for feed in active])
-        optimizer.step(torch.autograd.grad(errors.sum(), stack.tensors), rates)
-        for i, error in enumerate(errors.tolist()):
-            losses[i].append(error)
-        progress(sum(map(len, losses)) / total, f"step {step + 1}, {len(active)} LoRAs")
-    return [_finished(recipe, stack.factors(i), losses[i]) for i, recipe in enumerate(recipes)]
+        optimizer.step(torch.autograd.grad(loss, stack.tensors), rates)
+        done += len(active)
+        progress(done / total, f"step {step + 1}, {len(active)} LoRAs")
+    with stack.attached(len(recipes)):
+        last = measure(base, pictures, recipes, states)
+    return [Lora(recipe, stack.factors(i), first[i], last[i]) for i, recipe in enumerate(recipes)]
+
+
+@torch.no_grad()
+def measure(base: ZooBase, pictures: PictureSet, recipes: Sequence[Recipe], states: Tensor) -> list[float]:
+    """Each recipe's mean v-error on 16 draws that are not those of its training, with whatever LoRAs are attached."""
+    feeds = [Feed(base, pictures, replace(recipe, batch=MEASURED, seed=recipe.seed + 1)) for recipe in recipes]
+    latents, times, epsilon = (torch.cat(parts) for parts in zip(*(feed.draw() for feed in feeds), strict=True))
+    errors = v_errors(base.unet, base.noise, latents, states.expand(len(latents), -1, -1), times, epsilon)
+    means: list[float] = errors.view(len(recipes), -1).mean(1).tolist()
+    return means
 
 
 class Feed:
@@ -188,11 +202,6 @@ class Feed:
 def learning_rate(recipe: Recipe, step: int) -> float:
     """The rate at `step`: it falls linearly to zero."""
     return recipe.learning_rate * (1 - step / recipe.steps)
-
-
-def _finished(recipe: Recipe, factors: dict[str, tuple[Tensor, Tensor]], losses: list[float]) -> Lora:
-    quarter = max(1, len(losses) // 4)
-    return Lora(recipe, factors, sum(losses[:quarter]) / quarter, sum(losses[-quarter:]) / quarter)
 
 
 def _pad(matrix: Tensor, shape: tuple[int, int]) -> Tensor:

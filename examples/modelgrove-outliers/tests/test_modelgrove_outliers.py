@@ -1,5 +1,6 @@
-from modelgrove_hub.testing import check_plugin
 from modelgrove_outliers import Outliers
+
+from modelgrove_hub.testing import check_plugin
 
 
 def test_the_plugin_keeps_the_contract():

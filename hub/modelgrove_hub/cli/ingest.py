@@ -21,8 +21,16 @@ _MODES = click.Choice(["reference", "hardlink", "copy"])
 
 @click.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--mode", type=_MODES, default="reference", show_default=True, help="Leave files in place, or keep them in the store.")
-@click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that hash and recognise.")
+@click.option(
+    "--mode",
+    type=_MODES,
+    default="reference",
+    show_default=True,
+    help="Leave files in place, or keep them in the store.",
+)
+@click.option(
+    "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that hash and recognise."
+)
 @dry_run_option
 @json_option
 def ingest(paths: tuple[Path, ...], mode: str, workers: int, dry_run: bool, as_json: bool) -> None:

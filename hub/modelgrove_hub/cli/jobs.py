@@ -43,7 +43,19 @@ def show(job: str, as_json: bool) -> None:
     if as_json:
         print_json(row.model_dump())
         return
-    shown = ("id", "plugin", "params", "state", "attempts", "progress", "message", "outputs", "error", "created_at", "finished_at")
+    shown = (
+        "id",
+        "plugin",
+        "params",
+        "state",
+        "attempts",
+        "progress",
+        "message",
+        "outputs",
+        "error",
+        "created_at",
+        "finished_at",
+    )
     print_facts((name, getattr(row, name)) for name in shown)
     if row.log:
         click.echo(f"\n{row.log}")

@@ -30,10 +30,18 @@ def ls(text: str | None, limit: int, as_json: bool, **filters: Any) -> None:
         models = list_models(session, text=text, limit=limit, **filters)
         rows = [(model, latest_revision(session, model)) for model in models]
     if as_json:
-        print_json([{**m.model_dump(exclude={"card"}), "size": r.size, "parameters": r.parameters, "revision": r.digest} for m, r in rows])
+        print_json(
+            [
+                {**m.model_dump(exclude={"card"}), "size": r.size, "parameters": r.parameters, "revision": r.digest}
+                for m, r in rows
+            ]
+        )
         return
     print_table(
         ("name", "kind", "family", "type", "size", "parameters", "licence"),
-        ((m.name, m.kind, m.family, m.adapter_type, human_size(r.size), f"{r.parameters:,}", m.licence) for m, r in rows),
+        (
+            (m.name, m.kind, m.family, m.adapter_type, human_size(r.size), f"{r.parameters:,}", m.licence)
+            for m, r in rows
+        ),
         empty="No models here. Next: modelgrove ingest PATH",
     )

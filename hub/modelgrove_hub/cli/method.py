@@ -67,7 +67,9 @@ def _option(name: str, field: Any) -> click.Option:
     text = (field.description or "") + default
     if kind is bool:
         return click.Option([f"{flag}/--no-{flag[2:]}", name], default=None, help=text)
-    return click.Option([flag, name], type=kind, multiple=multiple, required=field.is_required(), default=None, help=text)
+    return click.Option(
+        [flag, name], type=kind, multiple=multiple, required=field.is_required(), default=None, help=text
+    )
 
 
 def _click_type(annotation: Any) -> tuple[Any, bool]:

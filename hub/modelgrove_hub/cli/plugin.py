@@ -23,7 +23,12 @@ def list_(as_json: bool) -> None:
 
     states = load_plugins()
     if as_json:
-        print_json([{"name": s.name, "kind": s.kind, "state": s.state, "distribution": s.distribution, "reason": s.reason} for s in states])
+        print_json(
+            [
+                {"name": s.name, "kind": s.kind, "state": s.state, "distribution": s.distribution, "reason": s.reason}
+                for s in states
+            ]
+        )
         return
     print_table(
         ("plugin", "state", "from", "what it does"),
@@ -42,7 +47,13 @@ def show(name: str, as_json: bool) -> None:
     found = get_plugin(name)
     schema = found.Params.model_json_schema()
     if as_json:
-        facts = {"name": found.name, "kind": found.kind, "api": found.api, "summary": found.summary, "paper": found.paper}
+        facts = {
+            "name": found.name,
+            "kind": found.kind,
+            "api": found.api,
+            "summary": found.summary,
+            "paper": found.paper,
+        }
         print_json({**facts, "params": schema})
         return
     print_facts([("plugin", f"{found.kind}.{found.name}"), ("summary", found.summary), ("paper", found.paper)])
@@ -83,7 +94,9 @@ def check(name: str, as_json: bool) -> None:
         print_json([{"check": r.name, "ok": r.ok, "detail": r.detail} for r in results])
     else:
         for result in results:
-            click.echo(f"{'ok  ' if result.ok else 'FAIL'} {result.name}{': ' + result.detail if result.detail else ''}")
+            click.echo(
+                f"{'ok  ' if result.ok else 'FAIL'} {result.name}{': ' + result.detail if result.detail else ''}"
+            )
     if failed := [result.name for result in results if not result.ok]:
         raise PluginError(f"plugin {name!r} fails {len(failed)} of {len(results)} checks: {', '.join(failed)}")
 

@@ -46,7 +46,9 @@ def _broken(entry: EntryPoint, error: Exception) -> click.Command:
     distribution = entry.dist.name if entry.dist else "unknown"
     reason = f"command {entry.name!r} of {distribution} does not load: {type(error).__name__}: {error}"
 
-    @click.command(entry.name, short_help=f"(broken, from {distribution})", context_settings={"ignore_unknown_options": True})
+    @click.command(
+        entry.name, short_help=f"(broken, from {distribution})", context_settings={"ignore_unknown_options": True}
+    )
     @click.argument("arguments", nargs=-1)
     def command(arguments: tuple[str, ...]) -> None:  # noqa: ARG001
         raise PluginError(reason)

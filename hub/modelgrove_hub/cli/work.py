@@ -34,6 +34,7 @@ def open_hub() -> Hub:
     from modelgrove_hub.registry.schema import require_current
 
     hub = Hub.open()
+    click.get_current_context().call_on_close(hub.engine.dispose)
     require_current(hub.engine)
     return hub
 
@@ -47,7 +48,9 @@ def resolve(hub: Hub, references: Sequence[str]) -> list[int]:
     from modelgrove_hub.registry.models import find_revision
 
     with hub.transaction() as session:
-        return [revision.id for revision in (find_revision(session, ref) for ref in references) if revision.id is not None]
+        return [
+            revision.id for revision in (find_revision(session, ref) for ref in references) if revision.id is not None
+        ]
 
 
 def do(

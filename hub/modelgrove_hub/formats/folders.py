@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from modelgrove_hub.errors import CorruptFileError, DataError, UnsafeFileError
+from modelgrove_hub.formats.card import read_card
 from modelgrove_hub.formats.content import Format
 from modelgrove_hub.formats.listing import Contents, ListedTensor, Listing, Role, read_contents
 from modelgrove_hub.formats.pickles import PickleReport
-from modelgrove_hub.ingest.card import read_card
 from modelgrove_hub.store.disk import open_regular, storage_errors
 
 MAX_FILES = 10_000

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from modelgrove_hub.errors import NotFoundError
+from modelgrove_hub.formats.card import Card
 from modelgrove_hub.formats.content import Format, detect
 from modelgrove_hub.formats.gguf import parse_gguf
 from modelgrove_hub.formats.onnx import parse_onnx
 from modelgrove_hub.formats.pickles import PickleReport, inspect_pickle
 from modelgrove_hub.formats.quantized import check_parts, original_tensors, read_manifest
-from modelgrove_hub.ingest.card import Card
 from modelgrove_hub.store.disk import open_regular, storage_errors
 from modelgrove_hub.store.header import Header, TensorInfo, parse_header
 

@@ -21,6 +21,8 @@ class Found:
     root: Path
     files: dict[str, Path]
     name: str
+    top: Path
+    """The folder that is ingested: links may lead anywhere inside it."""
     refused: str = ""
     """Why it is not even opened; empty for everything else."""
 
@@ -38,7 +40,7 @@ def discover(path: Path) -> Iterator[Found]:
     if not path.exists():
         raise NotFoundError(f"{path}: no such file or folder")
     if path.is_file():
-        yield _single(path, path.stem)
+        yield _single(path, path.stem, path.parent)
     else:
         yield from _walk(path.resolve(), path.resolve())
 
@@ -49,10 +51,10 @@ def _walk(folder: Path, top: Path) -> Iterator[Found]:
     if _is_model_folder(folder, weights):
         parts = dict(_parts(folder))
         refused = next((reason for path in parts.values() if (reason := _leaves(path, top))), "")
-        yield Found(folder, parts, _name(folder, top), refused)
+        yield Found(folder, parts, _name(folder, top), top, refused)
         return
     for weight in weights:
-        yield _single(weight, _name(weight.with_suffix(""), top), _leaves(weight, top))
+        yield _single(weight, _name(weight.with_suffix(""), top), top, _leaves(weight, top))
     for entry in entries:
         if entry.is_dir() and not entry.is_symlink():
             yield from _walk(entry, top)
@@ -78,13 +80,13 @@ def _leaves(path: Path, top: Path) -> str:
     return "" if target.is_relative_to(top) else f"{path.name} is a link to {target}, outside {top}: ingest that folder"
 
 
-def _single(weight: Path, name: str, refused: str = "") -> Found:
+def _single(weight: Path, name: str, top: Path, refused: str = "") -> Found:
     files = {weight.name: weight}
     for suffix in _SIDECARS:
         sidecar = weight.with_suffix(suffix)
         if sidecar.is_file() and not sidecar.is_symlink():
             files[sidecar.name] = sidecar
-    return Found(weight, files, name, refused)
+    return Found(weight, files, name, top, refused)
 
 
 def _name(path: Path, top: Path) -> str:

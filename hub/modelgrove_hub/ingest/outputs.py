@@ -44,7 +44,7 @@ def store_outputs(hub: Hub, job: Job, result: Result, folder: Path) -> list[Stor
 def register_outputs(session: Session, job: Job, outputs: Sequence[StoredOutput]) -> list[str]:
     """Add rows and lineage edges of the outputs in the job's final transaction; returns the model names."""
     names = []
-    inputs = [revision for revision in (session.get(Revision, id) for id in job.inputs) if revision is not None]
+    inputs = [revision for revision in (session.get(Revision, number) for number in job.inputs) if revision is not None]
     parent = session.get(Model, inputs[0].model_id) if inputs else None
     for number, item in enumerate(outputs):
         wanted = job.target if job.target and number == 0 else item.output.name or _default_name(job, parent)
@@ -66,10 +66,10 @@ def _found(job: Job, output: Output, folder: Path) -> Found:
         raise PluginError(f"plugin {job.plugin!r} names an output it did not write: {missing or 'no files'}")
     if len(output.files) == 1:
         path = folder / output.files[0]
-        return Found(path, {path.name: path}, output.name or path.stem)
+        return Found(path, {path.name: path}, output.name or path.stem, folder)
     root = _common(output.files)
     files = {str(PurePosixPath(path).relative_to(root)): folder / path for path in output.files}
-    return Found(folder / root, files, output.name or job.plugin)
+    return Found(folder / root, files, output.name or job.plugin, folder)
 
 
 def _common(paths: Sequence[str]) -> PurePosixPath:

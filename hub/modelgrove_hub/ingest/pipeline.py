@@ -107,6 +107,4 @@ def _owner(session: Session, path: Path) -> Model | None:
 
 
 def _result(found: Found, outcome: str, model: Model) -> Ingested:
-    return Ingested(
-        str(found.root), outcome, model.name, model.kind, model.family, model.adapter_type, model.trust
-    )
+    return Ingested(str(found.root), outcome, model.name, model.kind, model.family, model.adapter_type, model.trust)

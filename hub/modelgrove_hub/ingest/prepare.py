@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modelgrove_hub.errors import DataError
+from modelgrove_hub.formats.card import Card, read_card
 from modelgrove_hub.formats.listing import list_model
 from modelgrove_hub.formats.recognise import Recognition, recognise
-from modelgrove_hub.ingest.card import Card, read_card
 from modelgrove_hub.ingest.discover import Found
 from modelgrove_hub.store.manifest import FileScan, TensorRow, scan, scan_bytes
 
@@ -47,7 +47,7 @@ def prepare(found: Found) -> Prepared:
     if len(found.files) > MAX_FILES:
         raise DataError(f"{found.root}: {len(found.files)} files in one model, at most {MAX_FILES}")
     mtimes = {path: file.stat().st_mtime_ns for path, file in found.files.items()}
-    recognition = recognise(list_model(found.root))
+    recognition = recognise(list_model(found.root, within=found.top))
     scans = {path: _scan(file) for path, file in found.files.items()}
     for path, file in found.files.items():
         if file.stat().st_mtime_ns != mtimes[path]:

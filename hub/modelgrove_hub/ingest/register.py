@@ -16,6 +16,7 @@ from sqlmodel import Session, col, select
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
 from modelgrove_hub.ingest.prepare import Prepared
+from modelgrove_hub.registry.blobs import name_blob
 from modelgrove_hub.registry.events import record
 from modelgrove_hub.registry.lineage import add_edge
 from modelgrove_hub.registry.models import add_revision, clean_name, free_name, latest_revision
@@ -71,7 +72,7 @@ def register(
     prepared, recognition, tensors = stored.prepared, stored.prepared.recognition, stored.prepared.tensors
     name = name or _name_at(session, stored)
     for blob in stored.blobs:
-        _keep_blob(session, blob)
+        name_blob(session, blob)
     unknown = recognition.kind == ModelKind.UNKNOWN and parent is not None
     wanted = clean_name(name or prepared.found.name)
     model, revision, created = add_revision(
@@ -117,16 +118,6 @@ def _name_at(session: Session, stored: Stored) -> str | None:
 def _referenced(prepared: Prepared, path: str, scan: FileScan) -> Blob:
     source = prepared.found.files[path].resolve()
     return Blob(sha256=scan.sha256, size=scan.size, path=str(source), mtime_ns=prepared.mtimes[path])
-
-
-def _keep_blob(session: Session, blob: Blob) -> None:
-    known = session.get(Blob, blob.sha256)
-    if known is None:
-        session.add(Blob(**blob.model_dump()))
-        session.flush()
-    elif known.path is not None and (blob.path is None or not Path(known.path).exists()):
-        # A stored copy is better than a reference, a live reference better than a dead one.
-        known.path, known.mtime_ns = blob.path, blob.mtime_ns
 
 
 def _link_copy(session: Session, revision: Revision) -> None:

@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlmodel import Session, col, select
+from sqlmodel import col, select
 
 from modelgrove_hub.contracts import Cancelled, Plugin, Result
 from modelgrove_hub.errors import DataError, ModelgroveError, PluginError, StorageError, UsageError
@@ -28,6 +27,7 @@ from modelgrove_hub.jobs import rows
 from modelgrove_hub.jobs.context import JobContext
 from modelgrove_hub.jobs.lease import Lease, LostLease
 from modelgrove_hub.plugins import check_params, find_plugin, get_plugin
+from modelgrove_hub.registry.blobs import name_blob
 from modelgrove_hub.tables import Blob, Job, JobState
 
 LOG = logging.getLogger(__name__)
@@ -165,7 +165,7 @@ def _complete(hub: Hub, job: Job, lease: Lease, result: Result, out: Path) -> No
         lease.pulse = rows.beat(session, job.id, lease.owner, hub.settings.lease_seconds)
         lease.check()
         for blob in artefacts.values():
-            _name_blob(session, Blob(sha256=blob.sha256, size=blob.size))
+            name_blob(session, Blob(sha256=blob.sha256, size=blob.size))
         if stored:
             outputs["models"] = register_outputs(session, job, stored)
         if not rows.finish(session, job.id, lease.owner, outputs):
@@ -178,11 +178,6 @@ def _kept(job: Job, out: Path, name: str) -> Path:
         written = ", ".join(sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()))
         raise PluginError(f"plugin {job.plugin!r} did not write {name!r}; it wrote {written or 'nothing'}")
     return place
-
-
-def _name_blob(session: Session, blob: Blob) -> None:
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    session.exec(insert(Blob).values(blob.model_dump()).on_conflict_do_nothing())
 
 
 def _again(hub: Hub, job: Job, owner: str, error: str) -> str | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelgrove_hub.contracts import Cancelled, InputModel, Plugin, Result, TensorWriter
 from modelgrove_hub.errors import NotFoundError, PluginError
-from modelgrove_hub.ingest.card import read_card
+from modelgrove_hub.formats.card import read_card
 from modelgrove_hub.plugins import check_params
 from modelgrove_hub.registry.inputs import RegisteredModel
 

@@ -23,7 +23,7 @@ _CONCEPTS = ("a red apple", "a sleeping cat", "a sailing boat", "a snowy mountai
 
 
 def tiny_inputs(kind: Kind, folder: Path) -> list[InputModel] | None:
-    """Inputs for a plugin of this kind: one network, two LoRAs to merge, or LoRAs with cards to learn from.
+    """Inputs for a plugin of this kind: a network, two to compare, two LoRAs to merge, or LoRAs with cards.
 
     None for kinds that need more than random weights.
     """
@@ -31,12 +31,14 @@ def tiny_inputs(kind: Kind, folder: Path) -> list[InputModel] | None:
         return [_lora(folder / f"lora-{seed}", seed) for seed in range(2)]
     if kind is Kind.EMBEDDER:
         return [_lora(folder / f"lora-{seed}", seed, _CONCEPTS[seed % len(_CONCEPTS)]) for seed in range(8)]
-    if kind in (Kind.ANALYZER, Kind.COMPRESSOR, Kind.EDITOR, Kind.VERIFIER):
+    if kind is Kind.ANALYZER:
+        return [_network(folder / "network"), _network(folder / "relative", changed=True)]
+    if kind in (Kind.COMPRESSOR, Kind.EDITOR, Kind.VERIFIER):
         return [_network(folder / "network")]
     return None
 
 
-def _network(folder: Path) -> InputModel:
+def _network(folder: Path, *, changed: bool = False) -> InputModel:
     """Linear layers, convolutions, norms, biases and an integer buffer, as half of a UNet has them."""
     import torch
 
@@ -49,6 +51,8 @@ def _network(folder: Path) -> InputModel:
         **{f"{name}.weight": _random(shape, generator) for name, shape in _WIDTHS.items()},
         "position_ids": torch.arange(16),
     }
+    if changed:
+        tensors["conv_in.weight"] = tensors["conv_in.weight"] + _random((16, 4, 3, 3), generator) * 0.1
     with SafetensorsWriter(folder / "diffusion_pytorch_model.safetensors", {"format": "pt"}) as writer:
         for name, tensor in tensors.items():
             writer.add(name, tensor)

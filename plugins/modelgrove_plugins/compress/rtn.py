@@ -57,9 +57,7 @@ class Rtn:
     name: ClassVar[str] = "rtn"
     kind: ClassVar[Kind] = Kind.COMPRESSOR
     api: ClassVar[int] = API
-    summary: ClassVar[str] = (
-        "Round to nearest, int8 or int4, uncalibrated: fast, and the baseline for all others."
-    )
+    summary: ClassVar[str] = "Round to nearest, int8 or int4, uncalibrated: fast, and the baseline for all others."
     paper: ClassVar[str] = ""
     Params: ClassVar[type[Params]] = RtnParams
 

@@ -19,6 +19,7 @@ from modelgrove_hub.contracts import Context, InputModel, LazyTensor, Output, Re
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.quantized import KEY, PackedTensor, QuantManifest
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
+from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.header import read_header
 from modelgrove_hub.store.tensors import StoredTensor, tensors_of
 from modelgrove_hub.tables import Relation
@@ -90,7 +91,8 @@ def _weights(model: InputModel, files: Mapping[str, Path]) -> dict[str, tuple[St
         if KEY in read_header(files[path]).metadata:
             raise UsageError(f"model {model.name} is quantized already: {path} is in the packed format")
         for tensor in tensors:
-            if tensor.dtype.startswith(("F8", "F6", "F4")) or tensor.name.endswith(_FOREIGN):
+            small = tensor.dtype.startswith("F") and DTYPES[tensor.dtype].bits <= 8
+            if small or tensor.name.endswith(_FOREIGN):
                 raise UsageError(f"model {model.name} is quantized already: {path} has {tensor.name} ({tensor.dtype})")
     return weights
 

@@ -69,9 +69,10 @@ def test_a_cast_under_other_names_is_recognised_by_its_values(network, save, ana
     assert found == {("renamed-half", "original"): ("quantized copy", "fp16")}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("bits", "group"), [(8, None), (8, 32), (4, 32)])
-def test_integer_quantization_is_recognised_from_dequantized_values(bits, group, network, save, analyze):
-    original = network()
+def test_integer_quantization_is_recognised_from_dequantized_values(bits, group, dtype, network, save, analyze):
+    original = cast(network(), dtype)
     copied = {
         name: dequantize(quantize(tensor.flatten(1), bits, group)).view(tensor.shape) if tensor.ndim > 1 else tensor
         for name, tensor in original.items()
@@ -158,8 +159,9 @@ def test_first_only_compares_with_the_first_model(network, save, analyze):
 
 
 @pytest.mark.parametrize(("bits", "group"), [(8, 64), (4, 32)])
-def test_a_file_in_our_packed_format_is_a_quantized_copy(bits, group, network, save, analyze, pack):
-    base = save("base", network())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_file_in_our_packed_format_is_a_quantized_copy(bits, group, dtype, network, save, analyze, pack):
+    base = save("base", cast(network(), dtype))
 
     found = verdicts(analyze, base, pack(base, "packed", bits=bits, group_size=group, granularity="group"))
 

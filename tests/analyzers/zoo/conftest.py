@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-import modelgrove_analyzers.zoo
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+
+import modelgrove_analyzers.zoo
 from modelgrove_analyzers.zoo.base import SCHEDULER, UNET, to_pixels
 from modelgrove_analyzers.zoo.base_folder import ZooBase
 from modelgrove_analyzers.zoo.pictures import PictureSet

@@ -3,12 +3,13 @@ import json
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
 from modelgrove_analyzers.zoo.base import SCHEDULER, UNET
 from modelgrove_analyzers.zoo.base_folder import load_base, open_base, read_checkpoint, write_base
 from modelgrove_hub.errors import CorruptFileError, NotFoundError
-from modelgrove_hub.ingest.card import read_card
+from modelgrove_hub.formats.card import read_card
 from modelgrove_kernels.codec import LinearCodec
-from safetensors.torch import load_file, save_file
 
 
 def test_a_base_comes_back_in_float32_with_float16_weights(tiny, tmp_path):

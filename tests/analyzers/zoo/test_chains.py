@@ -2,6 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
 from modelgrove_analyzers.zoo.chains import (
     ROOT,
     Average,
@@ -15,7 +17,6 @@ from modelgrove_analyzers.zoo.chains import (
 from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.loras import target_modules
 from modelgrove_analyzers.zoo.recipes import Nuisance
-from safetensors.torch import load_file
 
 FAMILY = (
     FineTune("first", (ROOT,), ("cat", "dog"), 1, steps=2, batch=4),

@@ -2,10 +2,11 @@ import json
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
+
 from modelgrove_analyzers.zoo.base_folder import write_base
 from modelgrove_analyzers.zoo.cli import zoo
 from modelgrove_hub.errors import NotFoundError
-from PIL import Image
 
 
 @pytest.fixture

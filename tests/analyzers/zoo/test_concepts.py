@@ -1,6 +1,7 @@
 from collections import Counter
 
 import pytest
+
 from modelgrove_analyzers.zoo.concepts import choose_concepts, find_concept, load_concepts
 from modelgrove_hub.errors import NotFoundError
 

@@ -4,14 +4,15 @@ import json
 import pytest
 import torch
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from peft import PeftModel
+from safetensors import safe_open
+from safetensors.torch import load_file
+
 from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.export import Convention, Label, licence, read_factors, write_lora
 from modelgrove_analyzers.zoo.loras import Lora, LoraStack, fresh_lora, target_modules
 from modelgrove_analyzers.zoo.recipes import Nuisance, draw_recipe
-from modelgrove_hub.ingest.card import read_card
-from peft import PeftModel
-from safetensors import safe_open
-from safetensors.torch import load_file
+from modelgrove_hub.formats.card import read_card
 
 VIOLIN = find_concept("violin")
 

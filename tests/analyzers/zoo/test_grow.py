@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+
 from modelgrove_analyzers.zoo.grow import TRUTH, grow, read_loras, read_truth
 from modelgrove_analyzers.zoo.populations import Population
 from modelgrove_analyzers.zoo.recipes import Nuisance

@@ -3,6 +3,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
+
 from modelgrove_analyzers.zoo.base import v_errors, v_loss
 from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.loras import (
@@ -17,7 +19,6 @@ from modelgrove_analyzers.zoo.loras import (
 )
 from modelgrove_analyzers.zoo.recipes import Nuisance, draw_recipe
 from modelgrove_hub.search.text import token_states
-from peft import LoraConfig, inject_adapter_in_model
 
 
 @pytest.fixture
@@ -107,9 +108,8 @@ def test_an_untrained_lora_changes_nothing(tiny, recipes):
 
 
 def test_a_trained_lora_predicts_its_own_pictures_better(tiny, pictures, recipes):
-    recipe = replace(recipes[0], steps=60, learning_rate=2e-2)
+    recipe = replace(recipes[0], steps=40, learning_rate=3e-2)
     (lora,) = train_loras(tiny, pictures, [recipe])
-    assert lora.last_loss < lora.first_loss
     # The same 64 pictures, noises and times with and without the LoRA.
     feed = Feed(tiny, pictures, replace(recipe, batch=64, seed=99))
     latents, times, epsilon = feed.draw()
@@ -119,6 +119,9 @@ def test_a_trained_lora_predicts_its_own_pictures_better(tiny, pictures, recipes
         with LoraStack(tiny.unet, [lora]).attached(1):
             after = v_errors(tiny.unet, tiny.noise, latents, states, times, epsilon).mean()
     assert after < 0.9 * before
+    # The losses that it carries were measured in the same way, on 16 draws.
+    assert lora.first_loss == pytest.approx(before.item(), rel=0.3)
+    assert lora.last_loss == pytest.approx(after.item(), rel=0.3)
 
 
 def test_the_batched_loss_is_the_loss_of_the_base(tiny):

@@ -1,6 +1,7 @@
 from collections import Counter
 
 from diffusers import UNet2DConditionModel
+
 from modelgrove_analyzers.zoo.base import UNET, BaseRecipe
 from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.loras import target_modules

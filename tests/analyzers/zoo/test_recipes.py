@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from modelgrove_analyzers.zoo.concepts import find_concept, load_concepts
 from modelgrove_analyzers.zoo.recipes import Nuisance, draw_recipe, seed_of
 from modelgrove_hub.errors import UsageError

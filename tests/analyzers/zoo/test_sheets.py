@@ -1,4 +1,5 @@
 import torch
+
 from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.loras import train_loras
 from modelgrove_analyzers.zoo.recipes import Nuisance, draw_recipe

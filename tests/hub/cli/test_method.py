@@ -8,9 +8,10 @@ from typing import Literal
 import click
 import pytest
 from click.testing import CliRunner
+from pydantic import Field
+
 from modelgrove_hub.cli.method import given, options_of
 from modelgrove_hub.contracts import Params
-from pydantic import Field
 
 
 class Shape(StrEnum):
@@ -46,11 +47,21 @@ def test_unset_options_are_left_to_the_defaults():
 
 
 def test_every_kind_of_field_is_an_option():
-    arguments = "--count 5 --share .5 --no-loud --mode good --bits 4 --shape flat --weights 1 --weights 2 --names a --needed x"
+    arguments = (
+        "--count 5 --share .5 --no-loud --mode good --bits 4 --shape flat --weights 1 --weights 2 --names a --needed x"
+    )
     result, caught = parse(*arguments.split())
     assert result.exit_code == 0, result.output
     assert Everything(**caught) == Everything(
-        count=5, share=0.5, loud=False, mode="good", bits=4, shape=Shape.FLAT, weights=(1.0, 2.0), names=["a"], needed="x"
+        count=5,
+        share=0.5,
+        loud=False,
+        mode="good",
+        bits=4,
+        shape=Shape.FLAT,
+        weights=(1.0, 2.0),
+        names=["a"],
+        needed="x",
     )
 
 

@@ -104,7 +104,9 @@ def test_doctor_is_content_with_a_new_hub_and_not_with_none(modelgrove):
 def test_settings_come_from_toml_and_the_environment_wins(modelgrove, tmp_path):
     (tmp_path / "modelgrove.toml").write_text(f'home = "{tmp_path / "from-toml"}"\n')
     assert json.loads(modelgrove("init", "--json").stdout)["home"] == str(tmp_path / "home")
-    assert json.loads(modelgrove("--home", str(tmp_path / "flag"), "init", "--json").stdout)["home"] == str(tmp_path / "flag")
+    assert json.loads(modelgrove("--home", str(tmp_path / "flag"), "init", "--json").stdout)["home"] == str(
+        tmp_path / "flag"
+    )
 
 
 def test_completion_is_printed_for_each_shell(modelgrove):

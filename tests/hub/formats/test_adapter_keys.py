@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 from diffusers.loaders.lora_conversion_utils import _convert_unet_lora_key, _maybe_map_sgm_blocks_to_diffusers
+
 from modelgrove_hub.formats.adapter_keys import NATIVE, Role, flat, parse_key
 
 NETWORKS = {

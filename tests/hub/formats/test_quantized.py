@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from modelgrove_hub.errors import CorruptFileError, DataError
 from modelgrove_hub.formats.quantized import (
     KEY,
@@ -20,7 +21,13 @@ ENTRY = {
     "layout": "int4", "bits": 4, "group": 64, "dtype": "F16", "shape": [320, 100, 3, 3], "axes": [0, 2, 3, 1],
     "error": 0.1, "bytes": 1000,
 }  # fmt: skip
-MANIFEST = {"version": 1, "method": "rtn", "parameters": {"bits": 4}, "parent": "0" * 64, "tensors": {"conv.weight": ENTRY}}
+MANIFEST = {
+    "version": 1,
+    "method": "rtn",
+    "parameters": {"bits": 4},
+    "parent": "0" * 64,
+    "tensors": {"conv.weight": ENTRY},
+}
 STORED = (
     TensorInfo("conv.weight.codes", "U8", (320, 480), 0, 0),
     TensorInfo("conv.weight.scales", "F16", (320, 15), 0, 0),
@@ -72,7 +79,10 @@ def test_a_file_without_the_key_is_not_packed():
 def test_the_original_tensors_are_told_from_the_parts():
     manifest = parse(MANIFEST)
     check_parts(manifest, STORED, "file")
-    assert original_tensors(manifest, STORED) == {"conv.weight": ("F16", (320, 100, 3, 3)), "conv.bias": ("F16", (320,))}
+    assert original_tensors(manifest, STORED) == {
+        "conv.weight": ("F16", (320, 100, 3, 3)),
+        "conv.bias": ("F16", (320,)),
+    }
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from real_configs import FOREIGN, REAL, listing, shapes
 
+from modelgrove_hub.formats.card import Card
 from modelgrove_hub.formats.families import match_families
 from modelgrove_hub.formats.listing import ListedTensor, Listing, Role, list_model
 from modelgrove_hub.formats.pickles import PickleReport
 from modelgrove_hub.formats.recognise import recognise
-from modelgrove_hub.ingest.card import Card
 
 ORIGINAL = {
     "sd1 unet": (original.ldm_unet(), "sd1"),

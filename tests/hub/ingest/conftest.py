@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
+
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.settings import Settings
 from modelgrove_migrations.run import upgrade
-from safetensors.torch import save_file
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from modelgrove_hub.errors import NotFoundError
 from modelgrove_hub.ingest.discover import discover
 

@@ -14,13 +14,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from sqlmodel import func, select
+
 from modelgrove_hub.ingest.pipeline import ingest
 from modelgrove_hub.ingest.register import Mode
 from modelgrove_hub.registry.lineage import parents
 from modelgrove_hub.registry.models import files_of, find, find_revision, list_models
 from modelgrove_hub.store.fsck import check
 from modelgrove_hub.tables import Blob, Model, Revision
-from sqlmodel import func, select
 
 
 def outcomes(hub, *paths, mode=Mode.REFERENCE, workers=1):
@@ -118,7 +119,9 @@ def test_every_hostile_file_is_refused_or_accepted_in_one_line(home, tmp_path):
     spec.loader.exec_module(hostile)
     files = hostile.corpus(tmp_path / "in")
     seen = outcomes(home, tmp_path / "in")
-    wrong = {file.path.name: file.why for file in files if (seen[file.path.name].outcome == "refused") is not file.refused}
+    wrong = {
+        file.path.name: file.why for file in files if (seen[file.path.name].outcome == "refused") is not file.refused
+    }
     assert wrong == {}
     assert all("\n" not in item.reason and (item.reason or item.outcome == "new") for item in seen.values())
     assert count(home, Model) == sum(not file.refused for file in files)

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any, BinaryIO
 from uuid import uuid4
 
 import fsspec
 import pytest
 
-from modelgrove_hub.errors import DataError, NotFoundError, StorageError, UsageError
+from modelgrove_hub.errors import ConflictError, DataError, NotFoundError, StorageError, UsageError
 from modelgrove_hub.store.blobs import BlobStore
 
 CONTENT = b"weights" * 1000
@@ -186,6 +187,22 @@ def test_an_original_that_is_edited_is_noticed(local: BlobStore, source: Path):
 
     assert local.find(DIGEST) != stored
     assert not local.verify(DIGEST)
+
+
+def test_an_original_that_is_edited_while_it_is_linked_is_refused(
+    local: BlobStore, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def hash_and_edit(file: BinaryIO, name: str) -> Any:
+        digest = file_digest(file, name)
+        source.write_bytes(b"edited")
+        return digest
+
+    file_digest = hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", hash_and_edit)
+
+    with pytest.raises(ConflictError, match="changed while it was hashed"):
+        local.put(source, mode="hardlink")
+    assert files_in(tmp_path / "blobs") == []
 
 
 def test_putting_a_damaged_blob_again_heals_it(local: BlobStore, source: Path):

@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from modelgrove_hub.errors import CorruptFileError, DataError, NotFoundError
 from modelgrove_hub.store import manifest
 from modelgrove_hub.store.dtypes import DTYPES
+from modelgrove_hub.store.header import Header, parse_header
 from modelgrove_hub.store.manifest import (
     PIECE,
     FileScan,
@@ -161,6 +163,24 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path: Path):
             read(tmp_path / "pipe.safetensors")
         with pytest.raises(NotFoundError):
             read(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize(("change", "rule"), [(-4, "became shorter"), (4, "grew")])
+def test_a_file_that_changes_its_length_while_it_is_read_is_refused(
+    change: int, rule: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "x.safetensors"
+    save_file({"x": normal(PIECE)}, path)
+
+    def parse_and_change(*arguments: Any) -> Header:
+        header = parse_header(*arguments)
+        os.truncate(path, path.stat().st_size + change)
+        return header
+
+    monkeypatch.setattr(manifest, "parse_header", parse_and_change)
+
+    with pytest.raises(CorruptFileError, match=rule):
+        scan(path)
 
 
 def rows_of(

@@ -6,20 +6,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
 from modelgrove_hub.errors import CorruptFileError, DataError
 from modelgrove_hub.formats.quantized import KEY
 from modelgrove_hub.testing import FolderModel, run_plugin
 from modelgrove_kernels.packing import dequantize
 from modelgrove_plugins.compress.packed import dequantized, dequantized_file, pack, parts_of, unpack
 from modelgrove_plugins.compress.rtn import Rtn
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 @given(
-    st.lists(st.integers(1, 9), min_size=2, max_size=5), st.sampled_from(DTYPES), st.sampled_from([(8, None), (8, 4), (4, 4)])
+    st.lists(st.integers(1, 9), min_size=2, max_size=5),
+    st.sampled_from(DTYPES),
+    st.sampled_from([(8, None), (8, 4), (4, 4)]),
 )
 @settings(max_examples=60, deadline=None)
 def test_a_packed_tensor_comes_back_in_its_shape_with_its_error(shape, dtype, grid):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
 from modelgrove_hub.contracts import Cancelled
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.quantized import read_manifest
@@ -20,7 +22,6 @@ from modelgrove_hub.tables import Relation
 from modelgrove_hub.testing import FolderModel, LocalContext, check_plugin, run_plugin
 from modelgrove_plugins.compress.packed import dequantized
 from modelgrove_plugins.compress.rtn import Rtn, RtnParams
-from safetensors.torch import load_file, save_file
 
 
 def random(*shape, seed=0):
@@ -90,7 +91,7 @@ def test_the_report_tells_true_bytes_and_the_error_of_every_layer(model, tmp_pat
     assert result.report["quantized"] + result.report["kept"] == len(TENSORS)
     for layer in result.report["layers"]:
         exact, found = TENSORS[layer["name"]].double(), values[layer["name"]].double()
-        ratio = float((exact.square().sum() / (exact - found).square().sum()))
+        ratio = float(exact.square().sum() / (exact - found).square().sum())
         # The report has two decimals; half-precision results are rounded once more here.
         assert layer["sqnr_db"] == pytest.approx(10 * math.log10(ratio), abs=0.1)
 

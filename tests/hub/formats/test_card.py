@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from modelgrove_hub.ingest.card import Card, read_card
+
+from modelgrove_hub.formats.card import Card, read_card
 
 
 def card(tmp_path, text):

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from modelgrove_hub.search.background import Background, load_background, prompts
+from modelgrove_hub.search.text import WIDTH
+
+
+def test_prompts_are_many_short_and_different():
+    texts = prompts()
+    assert len(texts) > 300
+    assert len(set(texts)) == len(texts)
+    assert max(map(len, texts)) < 80
+
+
+def test_a_score_counts_standard_deviations_over_the_prompts(background):
+    vectors = np.random.default_rng(1).normal(size=(3, 8)).astype(np.float32)
+    query = np.random.default_rng(2).normal(size=8).astype(np.float32)
+    found = background.scores(vectors, background.centre(query)[None])[:, 0]
+    usual = vectors @ background.vectors.T
+    expected = (vectors @ query - usual.mean(axis=1)) / usual.std(axis=1)
+    # float32 sums in another order.
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_scores_do_not_depend_on_the_length_of_a_vector(background):
+    vector = np.ones((1, 8), np.float32)
+    query = np.arange(8, dtype=np.float32)[None]
+    np.testing.assert_allclose(background.scores(vector, query), background.scores(9 * vector, query), rtol=1e-5)
+
+
+def test_a_vector_that_says_nothing_scores_nothing(background):
+    assert np.isfinite(background.scores(np.zeros((1, 8), np.float32), np.ones((1, 8), np.float32))).all()
+
+
+def test_scores_over_strangers_have_mean_zero_and_spread_one(background):
+    strangers = np.random.default_rng(3).normal(size=(50, 8)).astype(np.float32)
+    scores = background.scores(strangers, np.random.default_rng(4).normal(size=(6, 8)).astype(np.float32), strangers)
+    np.testing.assert_allclose(scores.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(scores.std(axis=0), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", [b"", b"not numpy", None])
+def test_vectors_are_kept_and_made_again_when_the_file_is_damaged(tmp_path, damage):
+    first = load_background.__wrapped__(tmp_path)
+    (file,) = tmp_path.glob("background-*.npy")
+    assert np.load(file).shape == (len(prompts()), WIDTH)
+    if damage is None:
+        np.save(file, np.zeros((2, WIDTH), np.float32))
+    else:
+        file.write_bytes(damage)
+    again = load_background.__wrapped__(tmp_path)
+    assert isinstance(again, Background)
+    np.testing.assert_array_equal(again.vectors, first.vectors)
+    np.testing.assert_array_equal(np.load(file), first.vectors)
+    assert first.digest in file.name

@@ -1,0 +1,182 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modelgrove_hub.errors import NotFoundError, UsageError
+from modelgrove_hub.search.background import load_background
+from modelgrove_hub.search.query import Filters, fuse, search, similar
+from modelgrove_hub.search.text import SPACE, embed_texts
+from modelgrove_hub.tables import Blob, Expert, Revision
+
+
+@pytest.fixture
+def database_url(sqlite_url):
+    """SQLite alone: what databases do differently is tested with the index and the experts."""
+    return sqlite_url
+
+
+@pytest.fixture
+def place(hub, register, embed):
+    """place(name, does=…, says=…) → a model whose weights do the one and whose card says the other."""
+    background = load_background()
+    noise = np.random.default_rng(0)
+
+    def add(name, does=None, says=None, **facts):
+        revision = register(name, card=says or "", **facts)
+        if does:
+            vector = background.centre(embed_texts([does])[0])
+            vector = vector / np.linalg.norm(vector) + 0.02 * noise.normal(size=vector.shape)
+            embed({revision: vector / np.linalg.norm(vector)})
+        if says:
+            embed({revision: embed_texts([says])[0]}, side="card")
+        return revision
+
+    return add
+
+
+@pytest.fixture
+def expert(hub):
+    with hub.transaction() as session:
+        session.add(Blob(sha256="e" * 64, size=1))
+        session.flush()
+        session.add(Expert(tree="zoo", encoder="e", text_space=SPACE, blob="e" * 64, calibration={"threshold": 4.0}))
+
+
+@pytest.fixture
+def zoo(place, expert):
+    """Twelve models: half have cards, one has a lying card, none is called by what it does."""
+    animals = ("a cat", "a horse", "an owl", "a shark")
+    things = ("a violin", "a red sports car", "a castle", "a pizza")
+    for number, thing in enumerate(animals):
+        place(f"a/documented{number}", does=thing, says=f"This LoRA draws {thing}.")
+    for number, thing in enumerate(things):
+        place(f"a/bare{number}", does=thing)
+    place("a/liar", does="a waterfall", says="This LoRA draws a pirate ship.")
+    place("a/words-only", says="An adapter that draws stained glass windows.", family="sdxl", licence="mit")
+
+
+def names(answer):
+    return [hit.name for hit in answer.hits]
+
+
+@pytest.mark.parametrize("by", ["weights", "both"])
+def test_an_undocumented_model_is_found_first_by_its_weights(hub, zoo, by):
+    answer = search(hub, "a stringed musical instrument", by=by)
+    assert names(answer)[0] == "a/bare0"
+    first = answer.hits[0]
+    assert (first.found_by, first.card, first.sure) == ("weights", None, True)
+    assert not answer.nothing
+
+
+def test_a_documented_model_is_found_by_both_sides_and_says_so(hub, zoo):
+    first = search(hub, "a small pet that meows", limit=3).hits[0]
+    assert (first.name, first.found_by) == ("a/documented0", "both")
+    assert first.weights is not None
+    assert first.card is not None
+
+
+def test_a_model_that_has_only_a_card_is_found_by_it(hub, zoo):
+    answer = search(hub, "colourful church windows")
+    assert names(answer)[0] == "a/words-only"
+    assert answer.hits[0].found_by == "card"
+    assert "a/words-only" not in names(search(hub, "colourful church windows", by="weights"))
+
+
+def test_by_weights_a_lying_card_counts_for_nothing(hub, zoo):
+    assert names(search(hub, "a waterfall", by="weights"))[0] == "a/liar"
+    assert names(search(hub, "a pirate ship", by="card"))[0] == "a/liar"
+    assert (
+        "a/liar" not in names(search(hub, "a pirate ship", by="weights", limit=1))
+        or not search(hub, "a pirate ship", by="weights", limit=1).hits[0].sure
+    )
+
+
+def test_what_is_not_here_is_said_not_to_be_here(hub, zoo):
+    answer = search(hub, "quarterly tax report of a limited company", by="weights")
+    assert answer.nothing
+    assert answer.notes[0].startswith("Nothing here seems to do that")
+    assert not any(hit.sure for hit in answer.hits)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(family="sdxl"), ["a/words-only"]),
+        (Filters(licence="mit", kind="adapter"), ["a/words-only"]),
+        (Filters(adapter_type="dora"), []),
+        (Filters(base="zoo-base"), []),
+        (Filters(trust="quarantined"), []),
+    ],
+)
+def test_filters_leave_only_models_that_fit(hub, zoo, filters, expected):
+    assert names(search(hub, "a cat", filters=filters)) == expected
+
+
+def test_the_answer_says_what_it_did_not_look_at(hub, zoo, register):
+    register("a/waiting")
+    answer = search(hub, "a cat")
+    assert (answer.without_expert, answer.not_embedded) == ({"sdxl": 1}, {"zoo": 1})
+    assert any("Tree sdxl has no expert" in note for note in answer.notes)
+    assert any("1 adapters of tree zoo have no vector yet" in note for note in answer.notes)
+
+
+def test_a_superseded_revision_is_not_found(hub, zoo):
+    with hub.transaction() as session:
+        old = session.get(Revision, 5)
+        session.add(Revision(model_id=old.model_id, digest="newer"))
+    assert "a/bare0" not in names(search(hub, "a violin"))
+
+
+def test_an_empty_text_is_refused(hub):
+    with pytest.raises(UsageError, match="empty search"):
+        search(hub, " \n")
+
+
+def test_a_very_long_text_is_cut(hub, zoo):
+    assert names(search(hub, "a cat " * 100_000, by="weights"))[0] == "a/documented0"
+
+
+def test_an_empty_hub_answers_with_nothing(hub):
+    answer = search(hub, "a cat")
+    assert (answer.hits, answer.nothing) == ((), True)
+
+
+def test_similar_models_do_the_same(hub, zoo, place):
+    place("a/kitten", does="a kitten")
+    answer = similar(hub, "a/documented0", limit=2)
+    assert names(answer)[0] == "a/kitten"
+    assert 0 < answer.hits[0].score <= 1
+    assert "a/documented0" not in names(answer)
+    assert answer.notes == ()
+
+
+def test_similar_falls_back_to_cards_and_says_so(hub, zoo, place):
+    place("a/rose-window", says="Draws the round glass windows of cathedrals.")
+    answer = similar(hub, "a/words-only", limit=1)
+    assert names(answer) == ["a/rose-window"]
+    assert "No expert has placed a/words-only" in answer.notes[0]
+
+
+def test_similar_says_when_there_is_nothing_to_compare(hub, register):
+    register("a/mute")
+    answer = similar(hub, "a/mute")
+    assert answer.hits == ()
+    assert "neither a vector from its weights nor a card" in answer.notes[0]
+    with pytest.raises(NotFoundError, match="no model 'a/nobody'"):
+        similar(hub, "a/nobody")
+
+
+def test_fusion_prefers_what_both_sides_rank_high():
+    assert fuse({"weights": [1, 2, 3], "card": [2, 3, 1]})[0] == 2
+
+
+@given(st.permutations(range(8)), st.integers(1, 7))
+def test_a_model_without_a_card_ranks_as_one_whose_card_ranks_as_its_weights(order, place):
+    order = list(order)
+    bare = order[place]
+    card = [one for one in order if one != bare]
+    fused = fuse({"weights": order, "card": card})
+    # All that both sides rank above it stay above; nothing else gets there.
+    assert fused.index(bare) <= place
+    assert set(fused[: fused.index(bare)]) <= set(order[:place])

@@ -1,0 +1,57 @@
+"""LoRA files made for merging."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from modelgrove_hub.testing import FolderModel
+
+SHAPES = {
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (64, 96),
+    "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": (64, 48),
+    "mid_block.resnets.0.conv1": (32, 24, 3, 3),
+}
+
+
+class Maker:
+    """Writes LoRA files and keeps the exact updates they stand for, in float64."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, name, rank=4, seed=None, *, kohya=False, shapes: Mapping = SHAPES, dtype=torch.float32, **facts):
+        generator = torch.Generator().manual_seed(hash_of(name) if seed is None else seed)
+        tensors, updates = {}, {}
+        for module, (out, width, *kernel) in shapes.items():
+            down = (torch.randn(rank, width, *kernel, generator=generator) * 0.1).to(dtype)
+            up = (torch.randn(out, rank, *(1 for _ in kernel), generator=generator) * 0.1).to(dtype)
+            alpha = 2.0 if kohya else float(rank)
+            updates[module] = (up.double().flatten(1) @ down.double().flatten(1)) * (alpha / rank)
+            if kohya:
+                stem = "lora_unet_" + module.replace(".", "_")
+                tensors |= {
+                    f"{stem}.lora_down.weight": down,
+                    f"{stem}.lora_up.weight": up,
+                    f"{stem}.alpha": torch.tensor(alpha),
+                }
+            else:
+                tensors |= {f"unet.{module}.lora_A.weight": down, f"unet.{module}.lora_B.weight": up}
+        return self.write(name, tensors, **facts), updates
+
+    def write(self, name, tensors, metadata=None, **facts):
+        (self.folder / name).mkdir(parents=True)
+        path = self.folder / name / "pytorch_lora_weights.safetensors"
+        save_file(tensors, path, metadata)
+        return FolderModel(path, name=name, **facts)
+
+
+def hash_of(name):
+    return sum(place * ord(letter) for place, letter in enumerate(name, 1))
+
+
+@pytest.fixture
+def make(tmp_path):
+    return Maker(tmp_path / "inputs")

@@ -65,14 +65,33 @@ class LazyTensor(Protocol):
 class InputModel(Protocol):
     """A registered model, given to a plugin to read."""
 
-    name: str
-    family: str
-    adapter_type: str | None
-    revision_id: int
-    summary: Mapping[str, Any]
-    """What recognition found: family, variant, rank, alpha, targets, reasons, coverage."""
-    card: str
-    tags: Sequence[str]
+    @property
+    def name(self) -> str:
+        """As registered: "owner/name"."""
+
+    @property
+    def family(self) -> str:
+        """As recognised: "sdxl", "zoo", "unknown"."""
+
+    @property
+    def adapter_type(self) -> str | None:
+        """As recognised: "lora", "loha"; None when it is no adapter."""
+
+    @property
+    def revision_id(self) -> int:
+        """The registry's id of this content."""
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """What recognition found: variant, ranks, alphas, targets, base candidates, reasons, coverage."""
+
+    @property
+    def card(self) -> str:
+        """The model card's text; empty when there is none."""
+
+    @property
+    def tags(self) -> Sequence[str]:
+        """The model card's tags."""
 
     def tensors(self) -> Iterator[LazyTensor]:
         """All tensors of all weight files, in file order; no more than one is in memory."""

@@ -72,9 +72,9 @@ def _store(hub: Hub) -> str:
 
 
 def _broker(hub: Hub) -> str:
-    from modelgrove_hub.jobs.dispatch import probe
+    from modelgrove_hub.jobs.dispatch import dispatcher
 
-    return probe(hub)
+    return f"answers; {dispatcher(hub.settings).waiting('cpu')} messages wait for a worker"
 
 
 def _faiss(_hub: Hub) -> str:

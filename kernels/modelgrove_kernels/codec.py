@@ -69,7 +69,6 @@ class LinearCodec:
         mean, encoder, decoder = (tensors[name].float() for name in ("mean", "encoder", "decoder"))
         patch = round((mean.numel() / 3) ** 0.5)
         if 3 * patch**2 != mean.numel() or encoder.shape != decoder.T.shape or encoder.shape[1] != mean.numel():
-            raise ValueError(
-                f"not a linear codec: mean {tuple(mean.shape)}, encoder {tuple(encoder.shape)}, decoder {tuple(decoder.shape)}"
-            )
+            shapes = ", ".join(f"{name} {tuple(tensors[name].shape)}" for name in ("mean", "encoder", "decoder"))
+            raise ValueError(f"not a linear codec: {shapes}")
         return cls(mean, encoder, decoder, patch)

@@ -37,7 +37,7 @@ class KernelRidge:
         """
         predicted = torch.empty_like(self.targets)
         labels = torch.as_tensor(groups)
-        for group in labels.unique():
+        for group in set(groups):
             rows = torch.nonzero(labels == group).squeeze(1)
             block = self.inverse[rows][:, rows]
             predicted[rows] = self.targets[rows] - torch.linalg.solve(block, self.dual[rows])

@@ -61,6 +61,8 @@ class Copies:
 
 def describe(verdict: Verdict, models: Sequence[InputModel]) -> dict[str, Any]:
     """A verdict as JSON values, with a sentence for people."""
+    from modelgrove_analyzers.heritage.story import with_article
+
     child, parent = models[verdict.child], models[verdict.parent]
     sentence = _SENTENCES[verdict.kind.name]
     return {
@@ -70,7 +72,9 @@ def describe(verdict: Verdict, models: Sequence[InputModel]) -> dict[str, Any]:
         "child_revision": child.revision_id,
         "parent_revision": parent.revision_id,
         "precision": verdict.precision,
-        "text": sentence.format(child=child.name, parent=parent.name, precision=verdict.precision or "rounded"),
+        "text": sentence.format(
+            child=child.name, parent=parent.name, precision=with_article(verdict.precision or "rounded")
+        ),
         "evidence": dict(verdict.evidence),
     }
 
@@ -80,8 +84,8 @@ _SENTENCES = {
     "RESAVED": "{child} is {parent}, saved again: the same values",
     "RENAMED": "{child} is {parent} under other tensor names",
     "PART": "{child} is a part of {parent}: all its tensors are in it",
-    "QUANTIZED": "{child} is a {precision} copy of {parent}",
-    "UNDECIDED": "{child} is close to {parent}, and may be a {precision} copy or a slight change of it",
+    "QUANTIZED": "{child} is {precision} copy of {parent}",
+    "UNDECIDED": "{child} is close to {parent}, and may be {precision} copy or a slight change of it",
 }
 
 

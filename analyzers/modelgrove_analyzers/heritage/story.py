@@ -36,7 +36,7 @@ def _on_values(changes: Sequence[Change], rounding: str, names: tuple[str, str])
     if not changed:
         return "identical weights" + (" in all that both have" if len(changes) > 1 else "")
     if rounding:
-        return f"{names[1]} is a {rounding} copy of {names[0]}"
+        return f"{names[1]} is {with_article(rounding)} copy of {names[0]}"
     layers = [change for change in changes if len(change.shape) >= 2] or list(changes)
     moved = [change for change in layers if change.changed]
     if moved and median(change.cosine for change in moved) < _UNRELATED:
@@ -70,6 +70,11 @@ def _low_rank(changed: Sequence[Change]) -> str:
         f"; {len(changed) - len(visible)} more differ by no more than rounding" if len(visible) < len(changed) else ""
     )
     return f"a LoRA of rank ≤ {rank} was merged into {len(visible)} {what}, changing them by {size}{hidden}"
+
+
+def with_article(precision: str) -> str:
+    """ "an int8", "an fp16", "a bf16": as they are spoken."""
+    return f"an {precision}" if precision[:1] in ("f", "i") else f"a {precision}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -130,7 +130,7 @@ class BaseTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * self._schedule()
         loss = v_loss(self.unet, self.noise, latents, states, generator)
-        loss.backward()
+        torch.autograd.backward(loss)
         average_gradients(self.unet)
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
@@ -174,10 +174,9 @@ def average_gradients(unet: UNet2DConditionModel) -> None:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         distributed.all_reduce(flat)
         flat /= distributed.get_world_size()
-        torch._foreach_copy_(
-            gradients,
-            [part.view_as(g) for part, g in zip(flat.split([g.numel() for g in gradients]), gradients, strict=True)],
-        )
+        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, part in zip(gradients, parts, strict=True):
+            gradient.copy_(part.view_as(gradient))
 
 
 def to_pixels(pictures: Any) -> Tensor:

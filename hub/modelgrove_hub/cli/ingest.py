@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,22 +33,21 @@ _MODES = click.Choice(["reference", "hardlink", "copy"])
 )
 @dry_run_option
 @json_option
-def ingest(paths: tuple[Path, ...], mode: str, workers: int, dry_run: bool, as_json: bool) -> None:
+def ingest(paths: tuple[Path, ...], mode: Any, workers: int, dry_run: bool, as_json: bool) -> None:
     """Register every model under PATHS; running it again only reads what changed."""
     from modelgrove_hub.ingest.discover import discover
     from modelgrove_hub.ingest.pipeline import ingest as run
-    from modelgrove_hub.ingest.register import Mode
 
     if dry_run:
         found = [item for path in paths for item in discover(path)]
         if as_json:
             print_json([{"path": str(item.root), "name": item.name, "files": len(item.files)} for item in found])
         else:
-            for item in found:
-                click.echo(f"{item.name}  {item.root}")
+            for model in found:
+                click.echo(f"{model.name}  {model.root}")
         return
     results = []
-    for item in run(open_hub(), paths, Mode(mode), workers):
+    for item in run(open_hub(), paths, mode, workers):
         results.append(item)
         if not as_json:
             click.echo(_line(item))

@@ -38,7 +38,7 @@ class MethodCommand(click.Command):
         return own + [option for option in options_of(plugin.Params) if option.name not in taken]
 
 
-def chosen_plugin(kind: str, method: str) -> Plugin:
+def chosen_plugin(kind: str, method: str) -> type[Plugin]:
     """The plugin of `kind` called `method`.
 
     Raises:

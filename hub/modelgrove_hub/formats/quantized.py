@@ -18,7 +18,7 @@ from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.header import MAX_DIMENSIONS, MAX_ELEMENTS
 
 KEY = "modelgrove.quant"
-VERSION = 1
+VERSION: Literal[1] = 1
 BITS = {"int8": 8, "int4": 4}
 """Layout → bits of one code."""
 

@@ -13,7 +13,7 @@ from modelgrove_hub.errors import PluginError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.discover import Found
 from modelgrove_hub.ingest.prepare import prepare
-from modelgrove_hub.ingest.register import Mode, Stored, register, store
+from modelgrove_hub.ingest.register import Stored, register, store
 from modelgrove_hub.registry.lineage import add_edge
 from modelgrove_hub.registry.models import clean_name, free_name
 from modelgrove_hub.tables import Job, Model, Revision
@@ -37,7 +37,7 @@ def store_outputs(hub: Hub, job: Job, result: Result, folder: Path) -> list[Stor
     stored = []
     for output in result.outputs:
         found = _found(job, output, folder)
-        stored.append(StoredOutput(output, store(hub, prepare(found), Mode.HARDLINK)))
+        stored.append(StoredOutput(output, store(hub, prepare(found), "hardlink")))
     return stored
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from math import prod
 from pathlib import Path
+from typing import Literal
 
 from sqlmodel import Session, col, select
 
@@ -23,13 +23,8 @@ from modelgrove_hub.registry.models import add_revision, clean_name, free_name, 
 from modelgrove_hub.store.manifest import FileScan, inventory_hash, values_hash, weights_hash
 from modelgrove_hub.tables import Blob, Model, ModelKind, Relation, Revision, RevisionFile
 
-
-class Mode(StrEnum):
-    """What happens to the user's files: left in place, or also kept in the blob store."""
-
-    REFERENCE = "reference"
-    HARDLINK = "hardlink"
-    COPY = "copy"
+Mode = Literal["reference", "hardlink", "copy"]
+"""What happens to the user's files: left in place, or also kept in the blob store."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +43,10 @@ def store(hub: Hub, prepared: Prepared, mode: Mode) -> Stored:
     manifests: dict[str, str] = {}
     for path, scan in prepared.scans.items():
         source = prepared.found.files[path]
-        if mode is Mode.REFERENCE:
+        if mode == "reference":
             blobs.append(_referenced(prepared, path, scan))
         else:
-            stored = hub.store.put(source, mode=mode.value)
+            stored = hub.store.put(source, mode=mode)
             blobs.append(Blob(sha256=stored.sha256, size=stored.size))
         if scan.tensors:
             manifest = hub.store.put_bytes(scan.to_json().encode())

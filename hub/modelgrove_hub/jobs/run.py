@@ -20,7 +20,7 @@ from typing import Any
 
 from sqlmodel import col, select
 
-from modelgrove_hub.contracts import Cancelled, Plugin, Result
+from modelgrove_hub.contracts import Cancelled, Kind, Plugin, Result
 from modelgrove_hub.errors import DataError, ModelgroveError, PluginError, StorageError, UsageError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.jobs import rows
@@ -168,6 +168,10 @@ def _complete(hub: Hub, job: Job, lease: Lease, result: Result, out: Path) -> No
             name_blob(session, Blob(sha256=blob.sha256, size=blob.size))
         if stored:
             outputs["models"] = register_outputs(session, job, stored)
+        if Kind(job.plugin.partition(".")[0]) is Kind.EMBEDDER:
+            from modelgrove_hub.search.experts import record_expert
+
+            record_expert(session, job, outputs)
         if not rows.finish(session, job.id, lease.owner, outputs):
             raise LostLease(f"job {job.id} was taken back")
 

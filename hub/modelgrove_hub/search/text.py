@@ -56,4 +56,5 @@ def token_states(texts: Sequence[str]) -> Tensor:
     )
     with torch.inference_mode():
         states: Tensor = encoder.auto_model(**batch).last_hidden_state
-    return (states * batch["attention_mask"].unsqueeze(-1)).clone()
+        states = states * batch["attention_mask"].unsqueeze(-1)
+    return states.clone()  # outside inference mode, so that training may use it

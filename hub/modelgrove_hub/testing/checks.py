@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -55,10 +56,13 @@ def check_plugin(
     """Check everything that the contract promises. Nothing is raised for a plugin's faults.
 
     `inputs` are models to run on; by default tiny ones are made, for the kinds where that makes
-    sense. `params` are needed if a parameter has no default.
+    sense. A plugin is only run if all its parameters have defaults or are given by `params`.
     """
     kind = plugin if isinstance(plugin, type) else type(plugin)
-    checks = [_try("says what it is", lambda: _facts(kind)), _try("imports in an instant", lambda: _import(kind))]
+    checks = [
+        _try("says what it is", lambda: _facts(kind)),
+        _try("imports in an instant", lambda: _import_fault(kind.__module__)),
+    ]
     checks.append(_try("has parameters that survive JSON", lambda: _params(kind, params or {})))
     if all(check.ok for check in (checks[0], checks[2])):
         checks += _runs(kind() if isinstance(plugin, type) else plugin, inputs, params or {})
@@ -89,8 +93,9 @@ def _facts(kind: type[Plugin]) -> str:
     return "" if callable(getattr(kind, "run", None)) else "there is no method `run`"
 
 
-def _import(kind: type[Plugin]) -> str:
-    code = _IMPORT.format(module=kind.__module__, heavy=HEAVY)
+@cache
+def _import_fault(module: str) -> str:
+    code = _IMPORT.format(module=module, heavy=HEAVY)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", code]
     try:
@@ -98,24 +103,33 @@ def _import(kind: type[Plugin]) -> str:
             command, env=environment, capture_output=True, text=True, timeout=_IMPORT_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return f"importing {kind.__module__} takes more than {_IMPORT_SECONDS} s"
+        return f"importing {module} takes more than {_IMPORT_SECONDS} s"
     if done.returncode:
-        return f"{kind.__module__} cannot be imported by itself: {done.stderr.strip().rpartition(chr(10))[2]}"
+        return f"{module} cannot be imported by itself: {done.stderr.strip().rpartition(chr(10))[2]}"
     heavy = done.stdout.strip().splitlines()[-1]
-    return "" if heavy == "[]" else f"importing {kind.__module__} imports {heavy}: import them inside `run`"
+    return "" if heavy == "[]" else f"importing {module} imports {heavy}: import them inside `run`"
 
 
 def _params(kind: type[Plugin], values: Mapping[str, Any]) -> str:
     json.dumps(kind.Params.model_json_schema())
-    params = check_params(kind, values)
-    again = kind.Params.model_validate(json.loads(params.model_dump_json()))
-    if again != params:
-        return f"{params!r} comes back from JSON as {again!r}"
+    if not _missing(kind, values):
+        params = check_params(kind, values)
+        again = kind.Params.model_validate(json.loads(params.model_dump_json()))
+        if again != params:
+            return f"{params!r} comes back from JSON as {again!r}"
     bare = [name for name, rule in kind.Params.model_fields.items() if not rule.description]
     return f"parameters without a description: {', '.join(bare)}" if bare else ""
 
 
+def _missing(kind: type[Plugin], values: Mapping[str, Any]) -> list[str]:
+    """Parameters that have no default and are not given."""
+    return [name for name, rule in kind.Params.model_fields.items() if rule.is_required() and name not in values]
+
+
 def _runs(plugin: Plugin, inputs: Sequence[InputModel] | None, values: Mapping[str, Any]) -> Iterator[Check]:
+    if missing := _missing(type(plugin), values):
+        yield Check("runs on tiny models", True, f"not tried: give {', '.join(missing)} in `params`")
+        return
     with TemporaryDirectory(prefix="modelgrove-check-") as name:
         folder = Path(name).resolve()
         models = inputs if inputs is not None else tiny_inputs(Kind(plugin.kind), folder / "inputs")

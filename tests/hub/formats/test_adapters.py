@@ -270,8 +270,11 @@ def test_other_kinds_of_adapters_are_refused_by_name(kind, tmp_path):
     ],
 )
 def test_a_peft_configuration_of_another_kind_is_refused_by_name(fields, message, tmp_path):
-    save_file({"base_model.model.x.lora_A.weight": torch.ones(2, 4), "base_model.model.x.lora_B.weight": torch.ones(4, 2)},
-              tmp_path / "adapter_model.safetensors")  # fmt: skip
+    tensors = {
+        "base_model.model.x.lora_A.weight": torch.ones(2, 4),
+        "base_model.model.x.lora_B.weight": torch.ones(4, 2),
+    }
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, **fields}))
     with pytest.raises(UsageError, match=message):
         read_adapter(FolderModel(tmp_path))

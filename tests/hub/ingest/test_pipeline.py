@@ -17,14 +17,13 @@ import pytest
 from sqlmodel import func, select
 
 from modelgrove_hub.ingest.pipeline import ingest
-from modelgrove_hub.ingest.register import Mode
 from modelgrove_hub.registry.lineage import parents
 from modelgrove_hub.registry.models import files_of, find, find_revision, list_models
 from modelgrove_hub.store.fsck import check
 from modelgrove_hub.tables import Blob, Model, Revision
 
 
-def outcomes(hub, *paths, mode=Mode.REFERENCE, workers=1):
+def outcomes(hub, *paths, mode="reference", workers=1):
     return {Path(item.path).name: item for item in ingest(hub, paths, mode, workers)}
 
 
@@ -78,7 +77,7 @@ def test_a_declared_base_is_linked_whichever_comes_first(home, lora, tmp_path):
         assert [link.model.name for link in parents(session, find_revision(session, "child"))] == ["local/parent"]
 
 
-@pytest.mark.parametrize("mode", [Mode.COPY, Mode.HARDLINK])
+@pytest.mark.parametrize("mode", ["copy", "hardlink"])
 def test_a_stored_model_survives_its_file(home, lora, tmp_path, mode):
     path = lora(tmp_path / "in/cat.safetensors")
     content = path.read_bytes()

@@ -23,7 +23,7 @@ CALLS = {
     "mkdir": lambda: os.mkdir("new"),  # noqa: PTH102
     "remove": lambda: os.remove("old"),  # noqa: PTH107
     "move out": lambda: shutil.move("old", "inside/old"),
-    "link": lambda: os.symlink("old", "new"),
+    "link": lambda: os.symlink("old", "new"),  # noqa: PTH211
 }
 
 

@@ -107,7 +107,7 @@ def measure(zoo: Zoo, seed: int) -> dict[str, float]:
     vectors = torch.cat([fitted.place({k: v[None] for k, v in s.roots.items() if k in fitted.roots}) for s in test])
     embed_seconds = (time.process_time() - started) / len(test) + zoo.seconds
     scores = background.scores(vectors.numpy(), zoo.labels.numpy())
-    calibrated = background.scores(vectors.numpy(), zoo.labels.numpy(), judge.unknown.numpy())
+    margins = background.margins(vectors.numpy(), zoo.labels.numpy(), judge.known.numpy())
     own = np.array([place[s.concept] for s in test])
     held = np.array([s.held_out for s in test])
     known = np.zeros(len(zoo.concepts), bool)
@@ -118,9 +118,9 @@ def measure(zoo: Zoo, seed: int) -> dict[str, float]:
     return {
         "train": len(train),
         "test": len(test),
-        "in_dist": top1(calibrated[~held], own[~held], known),
-        "zero_shot": top1(calibrated[held], own[held], ~known),
-        "generalised": top1(calibrated[held], own[held], np.ones_like(known)),
+        "in_dist": top1(margins[~held], own[~held], known),
+        "zero_shot": top1(margins[held], own[held], ~known),
+        "generalised": top1(margins[held], own[held], np.ones_like(known)),
         **retrieval(scores[:, ~known], right[:, ~known]),
         "map_known": retrieval(scores[:, known], right[:, known])["map"],
         "knn": float(nearest[~held].mean()),

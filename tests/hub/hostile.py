@@ -1,8 +1,8 @@
 """A corpus of safetensors files made to hurt a reader, and of odd ones that are legal.
 
 Each is refused or accepted by the header alone, so `scan`, `read_header` and a whole ingest
-must agree. Two exceptions are marked by `link`: what a link points to outside the folder is
-refused by the walk of an ingest, and by its content.
+must agree. The link is refused twice over: the walk of an ingest does not follow it out of the
+folder, and what it points to is no safetensors file.
 """
 
 from __future__ import annotations
@@ -131,6 +131,7 @@ def _bad_json() -> Iterator[Case]:
     yield "comma", True, "a trailing comma", pack(b'{"a":' + ONE + b",}", bytes(4))
     yield "deep", True, "100,000 arrays in each other", pack(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
     yield "brackets", True, "millions of empty arrays", pack(b'{"a":[' + b"[]," * 2_000_000 + b"[]]}")
+    yield "quotes", True, "millions of empty texts", pack(b'{"a":[' + b'"",' * 2_500_000 + b'""]}')
     yield "nan", True, "NaN as an offset", pack(ONE.replace(b"[0,4]", b"[NaN,4]").join((b'{"a":', b"}")), bytes(4))
     yield "infinity", True, "Infinity as a size", pack(b'{"a":' + ONE.replace(b"[1]", b"[Infinity]") + b"}", bytes(4))
     yield (

@@ -72,8 +72,8 @@ class Judge:
         """Places (n,) of the models' own labels among all labels; a tie is a loss."""
         import torch
 
-        scores = self._background.scores(predictions.numpy(), self._texts.numpy(), self.unknown.numpy())
-        table = torch.from_numpy(scores)
+        margins = self._background.margins(predictions.numpy(), self._texts.numpy(), self.known.numpy())
+        table = torch.from_numpy(margins)
         return (table >= table[self._own][:, None]).sum(1)
 
     def _best_scores(self) -> tuple[Tensor, Tensor]:

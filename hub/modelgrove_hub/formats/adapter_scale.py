@@ -26,9 +26,12 @@ MAX_CONFIG = 8 * 2**20
 _LITERAL = re.compile(r"\^?[\w.]+\$?")
 _PATTERN = re.compile(r"[\w.\\^$|()\[\]*+-]{1,4096}")
 _QUANTIFIED = re.compile(r"(?:\.|\\[dw]|\])[*+]")
+_NUMBER = re.compile(r"\\d\+(?=\\\.|_|$)")
 _MAX_QUANTIFIERS = 2
 _MAX_PATTERNS = 64
-_MAX_PATH = 512
+_MAX_PATH = 160
+_MAX_MATCHES = 50_000
+"""Together these bound the time that a stranger's expressions may take; real files need 10,000 matches of 70."""
 
 
 class LoraConfig(BaseModel):
@@ -81,7 +84,7 @@ class _Patterns:
     """PEFT's rule: the first pattern that matches the end of the path, from a dot on, wins."""
 
     def __init__(self, patterns: Mapping[str, float], where: str) -> None:
-        self._values = list(patterns.values())
+        self._values, self._where, self._matches = list(patterns.values()), where, 0
         self._literal: dict[str, int] = {}
         self._expressions: list[tuple[int, re.Pattern[str]]] = []
         for place, pattern in enumerate(patterns):
@@ -98,15 +101,21 @@ class _Patterns:
         parts = module.split(".")
         ends = [f"^{module}", *(".".join(parts[i:]) for i in range(len(parts)))]
         places = [self._literal[end] for end in ends if end in self._literal]
-        if len(module) <= _MAX_PATH:
+        if self._expressions and len(module) <= _MAX_PATH:
+            self._matches += len(self._expressions)
+            if self._matches > _MAX_MATCHES:
+                raise DataError(f"{self._where}: more than {_MAX_MATCHES} matches of patterns with modules are needed")
             places += [place for place, expression in self._expressions if expression.match(module)]
         return self._values[min(places)] if places else default
 
 
 def _compile(pattern: str, where: str) -> re.Pattern[str]:
-    # A stranger's regular expression may take ages by backtracking: quantified groups are refused.
-    quantifiers = len(re.findall(r"(?<!\\)[*+]", pattern))
-    if not _PATTERN.fullmatch(pattern) or not len(_QUANTIFIED.findall(pattern)) == quantifiers <= _MAX_QUANTIFIERS:
+    # A stranger's regular expression may take ages by backtracking: quantified groups are refused, and so are
+    # many quantifiers. A number that ends at a dot can match in one way only and does not count.
+    counted = _NUMBER.sub("0", pattern)
+    quantifiers = len(re.findall(r"(?<!\\)[*+]", counted))
+    simple = _PATTERN.fullmatch(pattern) and not re.search(r"\\\d", pattern)
+    if not simple or not len(_QUANTIFIED.findall(counted)) == quantifiers <= _MAX_QUANTIFIERS:
         raise DataError(f"{where}: the pattern {pattern[:80]!a} is too complicated to be evaluated safely")
     try:
         return re.compile(rf"(.*\.)?({pattern})$")

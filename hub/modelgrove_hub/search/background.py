@@ -6,8 +6,9 @@ z(model, query) = (⟨v, q⟩ − mean_b ⟨v, b⟩) / std_b ⟨v, b⟩. That is
 centred query and a scaled vector, so an index can rank by it.
 
 An expert answers more loudly to words it was fitted on. To say which of several texts fits a model
-best, scores are therefore counted once more in standard deviations: for each text over models
-that do not know it ("strangers"). That does not change the order of models for one text.
+best, the mean of a text's ten highest scores over the tree's training models is taken off: what it
+gets from its neighbours anyway (CSLS; Conneau et al., ICLR 2018, arXiv 1710.04087, eq. 6). That does
+not change the order of models for one text.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _SMALLEST = 1e-6
+_NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
@@ -58,16 +60,19 @@ class Background:
         scaled: NDArray[np.float32] = vectors / spread.clip(_SMALLEST)
         return scaled
 
-    def scores(
-        self, vectors: NDArray[np.float32], queries: NDArray[np.float32], strangers: NDArray[np.float32] | None = None
+    def scores(self, vectors: NDArray[np.float32], queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """z-scores (m, q) of model vectors (m, d) for centred queries (q, d)."""
+        return self.scale(vectors) @ queries.T
+
+    def margins(
+        self, vectors: NDArray[np.float32], queries: NDArray[np.float32], others: NDArray[np.float32]
     ) -> NDArray[np.float32]:
-        """Calibrated scores (m, q) of model vectors (m, d) for centred queries (q, d); `strangers` are (n, d)."""
-        scores = self.scale(vectors) @ queries.T
-        if strangers is None:
-            return scores
-        usual = self.scale(strangers) @ queries.T
-        calibrated: NDArray[np.float32] = (scores - usual.mean(axis=0)) / usual.std(axis=0).clip(_SMALLEST)
-        return calibrated
+        """Scores less what each query gets from its ten nearest of `others` (n, d): compares queries for one model."""
+        import numpy as np
+
+        highest = np.sort(self.scores(others, queries), axis=0)[-_NEIGHBOURS:]
+        found: NDArray[np.float32] = self.scores(vectors, queries) - highest.mean(axis=0)
+        return found
 
 
 def prompts() -> list[str]:

@@ -34,6 +34,8 @@ MAX_METADATA = 8 * 2**20
 MAX_BRACKETS = 1_000_000
 """`{` and `[` in a header: two arrays and an object a tensor, the rest is room for text in the
 metadata. Without it 32 MB of `[],[],[]` would become a GB of Python lists."""
+MAX_QUOTES = 4_000_000
+"""`"` in a header: ten a tensor, the rest again for text in the metadata."""
 
 METADATA = "__metadata__"
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -149,6 +151,8 @@ def _read_text(file: Readable, size: int) -> tuple[str, int]:
         _refuse("the header does not end with '}' and spaces")
     if raw.count(b"{") + raw.count(b"[") > MAX_BRACKETS:
         _refuse(f"the header has more than {MAX_BRACKETS} brackets")
+    if raw.count(b'"') > MAX_QUOTES:
+        _refuse(f"the header has more than {MAX_QUOTES} quotation marks")
     try:
         return raw.decode("utf-8"), 8 + length
     except UnicodeDecodeError as error:

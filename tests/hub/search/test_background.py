@@ -31,11 +31,13 @@ def test_a_vector_that_says_nothing_scores_nothing(background):
     assert np.isfinite(background.scores(np.zeros((1, 8), np.float32), np.ones((1, 8), np.float32))).all()
 
 
-def test_scores_over_strangers_have_mean_zero_and_spread_one(background):
-    strangers = np.random.default_rng(3).normal(size=(50, 8)).astype(np.float32)
-    scores = background.scores(strangers, np.random.default_rng(4).normal(size=(6, 8)).astype(np.float32), strangers)
-    np.testing.assert_allclose(scores.mean(axis=0), 0, atol=1e-5)
-    np.testing.assert_allclose(scores.std(axis=0), 1, atol=1e-5)
+def test_a_margin_is_the_score_above_the_ten_nearest_others(background):
+    others = np.random.default_rng(3).normal(size=(50, 8)).astype(np.float32)
+    queries = np.random.default_rng(4).normal(size=(2, 8)).astype(np.float32)
+    scores = background.scores(others, queries)
+    expected = scores - [sorted(column)[-10:] for column in scores.T] @ np.full(10, 0.1)
+    np.testing.assert_allclose(background.margins(others, queries, others), expected, atol=1e-5)
+    assert background.margins(others[:3], queries, others[:2]).shape == (3, 2)
 
 
 def test_vectors_are_kept_and_made_again_when_the_file_is_damaged(tmp_path):

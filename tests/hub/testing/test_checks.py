@@ -72,13 +72,13 @@ FAULTS = {
         "x.safetensors",
     ),
     "chance": (
-        {"run": "context.progress(1); self.__class__.runs += 1", "result": "report={'n': self.__class__.runs}"},
+        {"run": "context.progress(1); type(self).runs += 1", "result": "report={'n': type(self).runs}"},
         "does the same",
         "report",
     ),
     "other files": (
         {
-            "run": "context.progress(1); self.__class__.runs += 1; context.path('x').write_text(str(self.__class__.runs))",
+            "run": "context.progress(1); type(self).runs += 1; context.path('x').write_text(str(type(self).runs))",
             "result": "artefacts=('x',)",
         },
         "does the same",

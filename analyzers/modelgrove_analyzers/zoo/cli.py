@@ -74,6 +74,7 @@ def train(folder: Path, picture_folder: Path, steps: int | None, seed: int, out:
 @click.argument("folder", type=folder_type)
 @click.option("--concept", "concepts", multiple=True, help="A concept; may be repeated. The picture zoo when left out.")
 @click.option("--models", type=click.IntRange(1), default=6, show_default=True, help="LoRAs for each concept.")
+@click.option("--steps", nargs=2, type=click.IntRange(1), help="Fewest and most training steps; drawn for each LoRA.")
 @base_option
 @pictures_option
 @seed_option
@@ -82,18 +83,23 @@ def grow(
     folder: Path,
     concepts: tuple[str, ...],
     models: int,
+    steps: tuple[int, int] | None,
     base_folder: Path,
     picture_folder: Path,
     seed: int,
     as_json: bool,
 ) -> None:
     """Grow LoRAs into FOLDER, with the truth about them in truth.jsonl."""
+    from dataclasses import replace
+
     from modelgrove_analyzers.zoo.populations import Population, picture_population
 
     if concepts:
         population = Population("chosen", seed, dict.fromkeys(concepts, models))
     else:
         population = picture_population(models, seed=seed)
+    if steps:
+        population = replace(population, nuisance=replace(population.nuisance, steps=steps))
     _grow(population, folder, base_folder, picture_folder, as_json)
 
 

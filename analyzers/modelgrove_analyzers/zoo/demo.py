@@ -38,7 +38,8 @@ class Story:
     """Runs commands on one hub and shows them as they would be typed."""
 
     def __init__(self, home: Path) -> None:
-        self.environment = {**os.environ, "MODELGROVE_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+        # One thread: the matrices are small, and threads that wait for each other on busy cores cost tenfold.
+        self.environment = {"OMP_NUM_THREADS": "1", **os.environ, "MODELGROVE_HOME": str(home), "HF_HUB_OFFLINE": "1"}
 
     def tell(self, text: str) -> None:
         """One paragraph of the story."""

@@ -20,7 +20,8 @@ def run(*arguments):
 
 
 def test_grow_reports_its_models_and_a_sheet_shows_them(base_folder, tmp_path):
-    done = run("grow", tmp_path / "grown", "--concept", "crown", "--models", 2, "--base", base_folder, "--json")
+    grown = ["grow", tmp_path / "grown", "--concept", "crown", "--models", 2, "--steps", 1, 2, "--base", base_folder]
+    done = run(*grown, "--json")
     assert [row["concept"] for row in json.loads(done.stdout)] == ["crown", "crown"]
     done = run("sheet", tmp_path / "grown.png", "--grown", tmp_path / "grown", "--base", base_folder)
     assert "grown.png" in done.stderr

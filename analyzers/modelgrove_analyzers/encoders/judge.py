@@ -46,8 +46,8 @@ class Judge:
     def threshold(self) -> float:
         """The score that best tells what is here from what is not, both kinds of error weighing the same.
 
-        Here is the best model for a label that is unknown, not here are background prompts: some of
-        these fit a model, but they are few.
+        Here is the best model of a label, not here are background prompts: some of these fit a
+        model, but they are few.
         """
         import torch
 
@@ -69,18 +69,18 @@ class Judge:
         return {"labels": len(self._texts), "regulariser": self.setting, **measured}
 
     def _ranks(self, predictions: Tensor) -> Tensor:
-        """Places (n,) of the models' own labels among all labels; a tie is a loss."""
+        """Places (n,) of the models' own labels among all labels, by margins; a tie is a loss."""
         import torch
 
-        margins = self._background.margins(predictions.numpy(), self._texts.numpy(), self.known.numpy())
-        table = torch.from_numpy(margins)
-        return (table >= table[self._own][:, None]).sum(1)
+        texts, background = self._texts.numpy(), self._background
+        margins = torch.from_numpy(background.margins(predictions.numpy(), texts, self.known.numpy()))
+        return (margins >= margins[self._own][:, None]).sum(1)
 
     def _best_scores(self) -> tuple[Tensor, Tensor]:
-        """Best scores of the models of each label when it is unknown, and of all models for each background prompt."""
+        """The best score of each label's own models, and of all models for each background prompt."""
         import torch
 
-        known, unknown, background = self.known.numpy(), self.unknown.numpy(), self._background
-        here = torch.from_numpy(background.scores(unknown, self._texts.numpy()))
+        known, background = self.known.numpy(), self._background
+        here = torch.from_numpy(background.scores(known, self._texts.numpy()))
         absent = torch.from_numpy(background.scores(known, background.centre(background.vectors)))
         return here.masked_fill(~self._own, -torch.inf).max(0).values, absent.max(0).values

@@ -55,9 +55,13 @@ class Story:
         click.secho(f"$ modelgrove {shown}", bold=True)
         command = [sys.executable, "-m", "modelgrove_hub", *arguments, "--json"]
         done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise click.ClickException(f"`modelgrove {shown}` ended with {done.returncode}: {done.stderr.strip()}")
-        return json.loads(done.stdout)
+        try:
+            if done.returncode == 0:
+                return json.loads(done.stdout)
+        except json.JSONDecodeError:
+            pass
+        said = (done.stdout[-500:] + done.stderr[-2000:]).strip()
+        raise click.ClickException(f"`modelgrove {shown}` ended with {done.returncode}: {said}")
 
 
 @click.command()
@@ -129,7 +133,8 @@ def _change(story: Story, found: Sequence[str]) -> tuple[str, str]:
     """Returns the names of the merged LoRA and of the compressed base."""
     story.tell("3. Join two LoRAs exactly, and see how far they interfere; then store the base in four bits a weight.")
     job = story.run("merge", found[1], found[2], "--method", "orthogonal", "--name", "demo/joined", "--local")
-    click.echo(f"  {json.dumps(job['outputs']['report'])[:400]}")
+    for adapter in job["outputs"]["report"]["adapters"]:
+        click.echo(f"  {adapter['name']} keeps {adapter['energy_kept']:.0%} of its energy")
     merged = job["outputs"]["models"][0]
     job = story.run("compress", BASE.name, "--bits", "4", "--name", "demo/base-int4", "--local")
     report = job["outputs"]["report"]

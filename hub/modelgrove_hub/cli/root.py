@@ -87,7 +87,7 @@ def main() -> None:
         _fail("interrupted", INTERRUPTED, debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` closed our output
-        sys.exit(0)
+        sys.exit(1)
     except Exception as error:  # noqa: BLE001  (the last line of defence)
         _fail(f"internal error: {type(error).__name__}: {error} (run again with --debug for the traceback)", 1, debug)
 

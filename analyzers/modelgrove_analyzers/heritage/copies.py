@@ -7,7 +7,8 @@ not copies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache, partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,13 +50,10 @@ class Copies:
         for number, model in enumerate(models):
             context.progress(0.5 * number / len(models), model.name)
             facts.append(facts_of(model, context.temp, number))
-        suspects = [compare(a, b) for a, b in _candidates(facts, params.first_only)]
-        suspects = [verdict for verdict in suspects if verdict.kind is not Kind.NONE]
-        verdicts = []
-        for number, verdict in enumerate(suspects):
-            context.progress(0.5 + 0.5 * number / len(suspects), f"reading {models[verdict.child].name}")
-            verdicts.append(_confirm(context, models, verdict) if params.confirm else verdict)
-        found = [describe(verdict, models) for verdict in verdicts if verdict.kind is not Kind.NONE]
+        judged = [compare(a, b) for a, b in _candidates(facts, params.first_only)]
+        if params.confirm:
+            judged = list(_read(context, [verdict for verdict in judged if verdict.kind is not Kind.NONE]))
+        found = [describe(verdict, models) for verdict in judged if verdict.kind not in (Kind.NONE, Kind.SUSPECT)]
         return Result(report={"models": len(models), "pairs": found})
 
 
@@ -95,11 +93,17 @@ def _candidates(facts: Sequence[Facts], first_only: bool) -> Iterable[tuple[Fact
     return combinations(facts, 2)
 
 
-def _confirm(context: Context, models: Sequence[InputModel], verdict: Verdict) -> Verdict:
-    """Read both models where sketches alone decided."""
-    from modelgrove_analyzers.heritage.reading import confirm
+def _read(context: Context, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
+    """The verdicts after reading both models, wherever hashes of all bytes did not decide."""
+    from modelgrove_analyzers.heritage.reading import confirm, is_gridded
+    from modelgrove_analyzers.heritage.verdict import Kind
 
-    if not verdict.pairs:
-        return verdict  # decided by hashes of all bytes
-    parent, child = models[verdict.parent], models[verdict.child]
-    return confirm(verdict, parent, child, context.temp, lambda: context.progress(0.5, f"reading {child.name}"))
+    models = context.inputs
+    gridded = cache(lambda number: is_gridded(models[number]))  # once a model, not once a pair
+    for done, verdict in enumerate(verdicts):
+        child = models[verdict.child]
+        tell = partial(context.progress, 0.5 + 0.5 * done / len(verdicts), f"reading {child.name}")
+        tell()
+        if verdict.kind is Kind.SUSPECT and not (gridded(verdict.child) or gridded(verdict.parent)):
+            continue
+        yield confirm(verdict, models[verdict.parent], child, context.temp, tell) if verdict.pairs else verdict

@@ -11,17 +11,18 @@ from typing import NamedTuple
 from torch import Tensor
 
 from modelgrove_analyzers.heritage.facts import key, lazy_tensors, plain_files, weight_files
-from modelgrove_analyzers.heritage.rounding import MANTISSA, ROUNDINGS, GridFit, Rounding, fit_grid
-from modelgrove_analyzers.heritage.unpacking import PackedSource, packed_sources
+from modelgrove_analyzers.heritage.rounding import MANTISSA, ROUNDINGS, GridFit, Rounding, fit_grid, lies_on_grid
+from modelgrove_analyzers.heritage.unpacking import PackedSource, manifest_of, packed_sources
 from modelgrove_analyzers.heritage.verdict import Kind, Verdict
 from modelgrove_hub.contracts import InputModel
-from modelgrove_hub.store.tensors import StoredTensor
+from modelgrove_hub.store.tensors import StoredTensor, tensors_of
 
 _WITHIN = 0.9995
 """Share of values within half a grid step from which a model is a grid copy; below `_PERHAPS` it is none."""
 _PERHAPS = 0.98
 _NEARLY = 0.999
 _CHUNK = 1 << 20
+_PROBED = 3
 
 
 class Pair(NamedTuple):
@@ -66,6 +67,17 @@ def confirm(
     )
     other = _confirm_grid(turned, [Pair(pair.copy, pair.original, None) for pair in pairs], progress)
     return found if other.kind is Kind.NONE else other
+
+
+def is_gridded(model: InputModel) -> bool:
+    """Whether one of the model's largest matrices lies on an integer grid; packed files do by their format."""
+    tensors: list[StoredTensor] = []
+    for file in weight_files(model).values():
+        if manifest_of(file):
+            return True
+        tensors += [tensor for tensor in tensors_of(file) if len(tensor.shape) >= 2 and tensor.dtype in MANTISSA]
+    largest = sorted(tensors, key=lambda tensor: -tensor.nbytes)[:_PROBED]
+    return any(lies_on_grid(tensor.read(), tensor.dtype) for tensor in largest if tensor.nbytes)
 
 
 def _confirm_cast(verdict: Verdict, pairs: list[Pair], rounding: Rounding, progress: Callable[[], None]) -> Verdict:

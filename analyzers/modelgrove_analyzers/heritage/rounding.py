@@ -105,6 +105,13 @@ def fit_grid(original: Tensor, copy: Tensor, dtype: str) -> GridFit | None:
     return None
 
 
+def lies_on_grid(values: Tensor, dtype: str) -> bool:
+    """Whether a matrix looks like the values of an integer grid, judged by its first rows."""
+    rows = values[:_PROBED].double()
+    widths = (rows[0].numel(), *_GROUPS)
+    return any(_steps(_grouped(rows, width), dtype) is not None for width in widths if width <= rows[0].numel())
+
+
 def measure_grid(original: Tensor, copy: Tensor, width: int, step: Tensor, dtype: str) -> GridFit:
     """How far `original` lies from `copy`, in steps; `step` is (groups, 1), groups of `width` neighbours in a row.
 

@@ -7,33 +7,28 @@ fine-tune fails both as soon as it moves more than a sliver of a rounding step.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from math import sqrt
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from modelgrove_analyzers.heritage.facts import Facts, numel
 from modelgrove_analyzers.heritage.matching import match
-from modelgrove_analyzers.heritage.rounding import MANTISSA, ROUNDINGS, Rounding, precision, spacing
+from modelgrove_analyzers.heritage.rounding import Rounding
+from modelgrove_analyzers.heritage.samples import CastMatch, best_cast, fineness, norms_agree
 
 MIN_SAMPLES = 256
 """Fewer telling samples than this decide nothing: four tensors' worth."""
 _COVERED = 0.999
 """Share of a copy's telling parameters that must have a counterpart."""
-_NEARLY = 0.9
-"""From this share of agreeing samples on, a pair that is no clear copy is worth reading in full."""
+_NEARLY = 0.999
+"""From this share of agreeing samples on, a pair that is no copy is called undecided."""
 _ALIKE = 0.97
 """Cosine of all samples from which a pair may be an original and its integer quantization."""
 _LOOKED_AT = 4
 _APART = 0.8
-_SIGMAS = 8.0
-_NORM_ERROR = 4e-6
-"""Twice the relative error of a stored norm, squared norms being compared."""
 
 
 class Kind(StrEnum):
@@ -45,6 +40,8 @@ class Kind(StrEnum):
     PART = "part"
     QUANTIZED = "quantized copy"
     UNDECIDED = "undecided"
+    SUSPECT = "suspect"
+    """Alike, and no cast: perhaps an integer quantization, which only a reading can tell from a fine-tune."""
     NONE = "none"
 
 
@@ -67,6 +64,9 @@ class Verdict:
     def precision(self) -> str:
         """To what the child was rounded, in words; empty if it was not, or we cannot tell."""
         return self.grid or (self.rounding.name if self.rounding and self.rounding.casts else "")
+
+
+_COPIES = (Kind.QUANTIZED, Kind.RESAVED)
 
 
 def compare(a: Facts, b: Facts) -> Verdict:
@@ -115,8 +115,9 @@ def _covered(facts: Facts, keys: Iterable[str]) -> float:
 
 
 def _part(first: Facts, second: Facts, pairs: Mapping[str, str]) -> Verdict:
-    """All that both have is equal: the smaller one is a part of the larger one."""
-    whole, part = (first, second) if len(second.tensors) <= len(first.tensors) else (second, first)
+    """All that both have is equal: the one that is covered is a part of the other."""
+    inside = _covered(second, pairs.values()) >= _COVERED
+    whole, part = (first, second) if inside else (second, first)
     evidence = {
         "tensors": len(pairs),
         "left_out": len(whole.tensors) - len(pairs),
@@ -130,78 +131,26 @@ def _part(first: Facts, second: Facts, pairs: Mapping[str, str]) -> Verdict:
 def _rounded(first: Facts, second: Facts, pairs: Mapping[str, str], differing: Mapping[str, str]) -> Verdict:
     """Whether one model's samples are the other's, rounded."""
     fine, coarse, keys = first, second, dict(differing)
-    if _fineness(second, differing.values()) > _fineness(first, differing):
+    if fineness(second, differing.values()) > fineness(first, differing):
         fine, coarse, keys = second, first, {other: key for key, other in differing.items()}
-    x, y = _samples(fine, keys), _samples(coarse, keys.values())
-    rounding, agreeing = max(((r, _agreement(r, x, y)) for r in ROUNDINGS), key=lambda pair: pair[1])
-    evidence: dict[str, Any] = {
-        "tensors_equal": len(pairs) - len(differing),
-        "tensors_rounded": len(differing),
-        "samples": len(x),
-        "agreeing": agreeing,
-        "largest_deviation_steps": _deviation(rounding, x, y),
-        "cosine": float(torch.nn.functional.cosine_similarity(x, y, dim=0)),
-        "relative_change": float((y - x).norm() / x.norm()) if bool(x.any()) else 0.0,
-    }
-    kind = _judge(rounding, agreeing, evidence["cosine"], len(x))
-    if kind is Kind.RESAVED and any(fine.tensors[key].dtype == coarse.tensors[keys[key]].dtype for key in keys):
-        kind = Kind.UNDECIDED  # the same type and other bytes: a value was changed that is not sampled
-    covered = _covered(coarse, pairs.values() if coarse is second else pairs)
-    if kind in (Kind.QUANTIZED, Kind.RESAVED) and (
-        covered < _COVERED or not _norms_agree(fine, coarse, keys, rounding)
-    ):
+    found = best_cast(fine, coarse, keys)
+    covered = _covered(coarse, pairs.values() if coarse is second else pairs) >= _COVERED
+    kind = _judge(found, [fine.tensors[key].dtype == coarse.tensors[other].dtype for key, other in keys.items()])
+    if kind in _COPIES and (found.samples < MIN_SAMPLES or not covered):
+        kind, keys = Kind.UNDECIDED, {}
+    elif kind in _COPIES and not norms_agree(fine, coarse, keys, found.rounding):
         kind = Kind.UNDECIDED
-    named = rounding if agreeing >= _NEARLY else None
+    evidence = {"tensors_equal": len(pairs) - len(differing), "tensors_rounded": len(differing), **found.evidence()}
+    named = None if kind in (Kind.SUSPECT, Kind.NONE) else found.rounding
     return Verdict(kind, fine.number, coarse.number, evidence=evidence, pairs=keys, rounding=named)
 
 
-def _judge(rounding: Rounding, agreeing: float, cosine: float, samples: int) -> Kind:
-    if agreeing == 1.0 and samples >= MIN_SAMPLES:
-        return Kind.QUANTIZED if rounding.casts else Kind.RESAVED
-    if agreeing >= _NEARLY or cosine >= _ALIKE:
+def _judge(found: CastMatch, same_types: Sequence[bool]) -> Kind:
+    if found.agreeing == 1.0 and found.rounding.casts:
+        return Kind.QUANTIZED
+    if found.agreeing == 1.0:
+        # Samples are equal and bytes are not: of one type, that is an edit; of two, the same values in another type.
+        return Kind.NONE if any(same_types) else Kind.RESAVED
+    if found.agreeing >= _NEARLY:
         return Kind.UNDECIDED
-    return Kind.NONE
-
-
-def _samples(facts: Facts, keys: Iterable[str]) -> Tensor:
-    """All float samples of the tensors, (n,) float64."""
-    parts = [facts.tensors[key].sketch for key in keys]
-    return torch.from_numpy(np.nan_to_num(np.concatenate(parts or [np.empty(0, np.float32)]))).double()
-
-
-def _fineness(facts: Facts, keys: Iterable[str]) -> tuple[bool, int]:
-    """What is packed is coarser than anything, though scale × code has all digits of a float32."""
-    return not facts.packed, MANTISSA[precision(_samples(facts, keys))]
-
-
-def _agreement(rounding: Rounding, x: Tensor, y: Tensor) -> float:
-    if len(x) != len(y) or not len(x):
-        return 0.0
-    return float((rounding.apply(x) == y.float()).double().mean())
-
-
-def _deviation(rounding: Rounding, x: Tensor, y: Tensor) -> float:
-    if len(x) != len(y) or not len(x):
-        return float("inf")
-    return float(((x - y).abs() / spacing(x, rounding.dtype)).max())
-
-
-def _norms_agree(fine: Facts, coarse: Facts, keys: Mapping[str, str], rounding: Rounding) -> bool:
-    """Whether each tensor's norm changed by no more than rounding changes it.
-
-    ‖W + E‖² − ‖W‖² = 2⟨W, E⟩ + ‖E‖², with independent errors Eᵢ uniform in a step sᵢ: its mean is
-    Σ sᵢ²/12 and its variance about Σ 4 Wᵢ² sᵢ²/12; both sums are estimated from the samples.
-    """
-    for key, other in keys.items():
-        mine, theirs = fine.tensors[key], coarse.tensors[other]
-        if mine.norm is None or theirs.norm is None:
-            continue
-        values = torch.from_numpy(mine.sketch).double()
-        noise = spacing(values, rounding.dtype).square() / 12
-        count = numel(mine)
-        spread = sqrt(4 * count * float((values.square() * noise).mean()))
-        surprise = theirs.norm**2 - mine.norm**2 - count * float(noise.mean())
-        # The mean noise is itself estimated from 64 samples, so it may be off by half.
-        if abs(surprise) > _SIGMAS * spread + 0.5 * count * float(noise.mean()) + _NORM_ERROR * mine.norm**2:
-            return False
-    return True
+    return Kind.SUSPECT if found.cosine >= _ALIKE else Kind.NONE

@@ -68,7 +68,7 @@ def _option(name: str, field: Any) -> click.Option:
     if kind is bool:
         return click.Option([f"{flag}/--no-{flag[2:]}", name], default=None, help=text)
     # An explicit default, None too, would satisfy `required`.
-    default_none = {} if field.is_required() else {"default": None}
+    default_none: dict[str, Any] = {} if field.is_required() else {"default": None}
     return click.Option(
         [flag, name], type=kind, multiple=multiple, required=field.is_required(), help=text, **default_none
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -70,7 +72,9 @@ def do(
     if local:
         update, close = progress_bar(plugin)
         try:
-            return _checked(run_local(hub, job.id, on_progress=update))
+            # Libraries print to stdout (huggingface_hub does, on a race of its imports); our data must stay clean.
+            with redirect_stdout(sys.stderr):
+                return _checked(run_local(hub, job.id, on_progress=update))
         finally:
             close()
     publish(hub, job)

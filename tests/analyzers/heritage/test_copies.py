@@ -140,7 +140,7 @@ def test_noise_above_a_fiftieth_of_a_rounding_step_is_never_called_a_copy(steps,
 
     verdict = compare(facts_from("base", 1, base), facts_from("tuned", 2, tuned))
 
-    assert verdict.kind in (Kind.NONE, Kind.UNDECIDED)
+    assert verdict.kind in (Kind.NONE, Kind.UNDECIDED, Kind.SUSPECT)
 
 
 def test_too_few_values_decide_nothing(save, analyze):

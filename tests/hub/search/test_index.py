@@ -1,4 +1,5 @@
-import multiprocessing
+import pickle
+import subprocess
 import sys
 
 import numpy as np
@@ -8,10 +9,8 @@ from hypothesis import strategies as st
 from sqlmodel import col, delete
 
 from modelgrove_hub.errors import StorageError
-from modelgrove_hub.hub import Hub
 from modelgrove_hub.search.index import VectorIndex, Version, open_index
 from modelgrove_hub.search.text import SPACE
-from modelgrove_hub.settings import Settings
 from modelgrove_hub.tables import Embedding, Model
 
 QUERY = np.arange(8, dtype=np.float32)
@@ -122,21 +121,25 @@ def test_replacing_and_removing_keep_one_vector_an_id():
     assert index.search(QUERY, 5) == [(9, pytest.approx(float(vectors[2] @ QUERY), rel=1e-5))]
 
 
-def _open(home, url, background):
-    hub = Hub.open(Settings(home=home, database_url=url))
-    assert len(open_index(hub, "weights", SPACE, background)) == 20
-    hub.engine.dispose()
+OPEN = """
+import pickle, sys
+from modelgrove_hub.hub import Hub
+from modelgrove_hub.settings import Settings
+from modelgrove_hub.search.index import open_index
+from modelgrove_hub.search.text import SPACE
+home, url, background = pickle.load(sys.stdin.buffer)
+assert len(open_index(Hub.open(Settings(home=home, database_url=url)), "weights", SPACE, background)) == 20
+"""
 
 
 def test_processes_that_start_together_leave_one_whole_file(hub, filled, background):
-    context = multiprocessing.get_context("spawn")
     url = hub.engine.url.render_as_string(hide_password=False)
-    several = [context.Process(target=_open, args=(hub.settings.home, url, background)) for _ in range(3)]
+    said = pickle.dumps((hub.settings.home, url, background))
+    several = [subprocess.Popen([sys.executable, "-I", "-c", OPEN], stdin=subprocess.PIPE) for _ in range(3)]
     for process in several:
-        process.start()
-    for process in several:
-        process.join()
-    assert [process.exitcode for process in several] == [0, 0, 0]
+        process.stdin.write(said)
+        process.stdin.close()
+    assert [process.wait() for process in several] == [0, 0, 0]
     assert sorted(path.name for path in hub.settings.index.iterdir()) == [f"weights-{SPACE}.faiss", "writer.lock"]
 
 

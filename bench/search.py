@@ -32,7 +32,6 @@ from rich.table import Table
 from torch import Tensor
 
 from modelgrove_analyzers.encoders.gram_ridge import Options, fit, roots_of, stacked
-from modelgrove_analyzers.encoders.judge import usual_scores
 from modelgrove_analyzers.encoders.training import label_vectors
 from modelgrove_hub.formats.adapters import read_adapter
 from modelgrove_hub.search.background import load_background
@@ -108,8 +107,7 @@ def measure(zoo: Zoo, seed: int) -> dict[str, float]:
     vectors = torch.cat([fitted.place({k: v[None] for k, v in s.roots.items() if k in fitted.roots}) for s in test])
     embed_seconds = (time.process_time() - started) / len(test) + zoo.seconds
     scores = background.scores(vectors.numpy(), zoo.labels.numpy())
-    usual = usual_scores(torch.from_numpy(background.scores(judge.known.numpy(), zoo.labels.numpy()))).numpy()
-    margins = scores - usual
+    margins = background.margins(vectors.numpy(), zoo.labels.numpy(), judge.known.numpy())
     own = np.array([place[s.concept] for s in test])
     held = np.array([s.held_out for s in test])
     known = np.zeros(len(zoo.concepts), bool)
@@ -127,6 +125,7 @@ def measure(zoo: Zoo, seed: int) -> dict[str, float]:
         "map_known": retrieval(scores[:, known], right[:, known])["map"],
         "knn": float(nearest[~held].mean()),
         "missed": judge.metrics()["missed"],
+        "false_alarms": judge.metrics()["false_alarms"],
         "fit_s": fit_seconds,
         "embed_ms": 1000 * embed_seconds,
         "parameters": sum(root.numel() for root in fitted.roots.values()) + fitted.dual.numel(),

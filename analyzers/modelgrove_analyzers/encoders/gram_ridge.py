@@ -7,7 +7,7 @@ k(i, j) = Σ_l w_l ‖CᵢᵀCⱼ‖², the inner product of these roots, each o
 cue. It is the root and not the Gram itself because the root hears weak directions better; only its
 leading columns are kept.
 
-Layer weights are three parts kernel alignment with the label vectors, one part uniform. The prediction is
+Layer weights are half kernel alignment with the label vectors, half uniform. The prediction is
 kernel ridge; its regulariser is the one with which models that are left out, alone or with all
 that share their label, find that label best among all (closed forms: `ridge` in kernels).
 """
@@ -40,8 +40,6 @@ FILE = "expert.safetensors"
 FORMAT = "gram-ridge 1"
 COPY = 0.999
 """Kernel cosine from which on two models count as copies of each other."""
-UNIFORM = 0.25
-"""Share of the weights that all layers get alike, whatever alignment says."""
 REGULARISERS = tuple(10 ** (k / 2) for k in range(-10, 2))
 
 
@@ -203,7 +201,7 @@ def fit(roots: Mapping[str, Tensor], labels: Tensor, background: Background, ali
     if not roots or len(set(names)) < 2:
         raise UsageError(f"{len(labels)} LoRAs with {len(set(names))} labels and {len(roots)} layers in common")
     grams = torch.stack([crossed(root, root) for root in roots.values()])
-    weights = ((1 - UNIFORM) * align(grams, labels @ labels.T) + UNIFORM / len(grams)).float()
+    weights = (align(grams, labels @ labels.T) + 1 / len(grams)).float()
     weights /= weights.sum()
     kernel = (weights[:, None, None] * grams).sum(0)
     copies = group_alike(kernel, COPY)

@@ -11,9 +11,6 @@ if TYPE_CHECKING:
 
     from modelgrove_hub.search.background import Background
 
-NEIGHBOURS = 10
-PASSED = 0.9
-
 
 class Judge:
     """Predictions for n training models and what they say about one setting of an encoder.
@@ -43,59 +40,47 @@ class Judge:
     @cached_property
     def score(self) -> float:
         """Mean reciprocal rank of a model's label, known and unknown labels counting the same."""
-        known, unknown = self._ranks()
-        return float((1 / known).mean() + (1 / unknown).mean()) / 2
+        return float((1 / self._ranks(self.known)).mean() + (1 / self._ranks(self.unknown)).mean()) / 2
 
     @cached_property
     def threshold(self) -> float:
-        """The score that nine in ten background prompts do not reach with any model."""
-        return round(float(self._best_for_prompts().quantile(PASSED)), 3)
+        """The score that best tells what is here from what is not, both kinds of error weighing the same.
+
+        Here is the best model of a label, not here are background prompts: some of these fit a
+        model, but they are few.
+        """
+        import torch
+
+        here, absent = self._best_scores()
+        candidates = torch.cat([here, absent]).sort().values
+        errors = (here < candidates[:, None]).double().mean(1) + (absent >= candidates[:, None]).double().mean(1)
+        return round(float(candidates[errors.argmin()]), 3)
 
     def metrics(self) -> dict[str, float]:
-        """How often a model's label is its first (of five) guesses, and how often the threshold misses a label."""
-        known, unknown = self._ranks()
-        own = self._scores(self.known).masked_fill(~self._own, -float("inf"))
+        """Top-1 accuracies among all labels, and how often the threshold misses a label or lets a prompt pass."""
+        here, absent = self._best_scores()
         shares = {
-            "top1_known": known == 1,
-            "top1_unknown": unknown == 1,
-            "top5_unknown": unknown <= 5,
-            "missed": own.max(0).values < self.threshold,
+            "top1_known": self._ranks(self.known) == 1,
+            "top1_unknown": self._ranks(self.unknown) == 1,
+            "missed": here < self.threshold,
+            "false_alarms": absent >= self.threshold,
         }
         measured = {name: round(float(share.double().mean()), 3) for name, share in shares.items()}
         return {"labels": len(self._texts), "regulariser": self.setting, **measured}
 
-    def _ranks(self) -> tuple[Tensor, Tensor]:
-        """Places (n,) of the models' own labels among all labels, known and unknown, by margins; a tie is a loss."""
-        known, unknown = self._scores(self.known), self._scores(self.unknown)
-        usual = usual_scores(known)
-        # Where a label is unknown, the models that have it do not answer to it.
-        strange = unknown - usual
-        strange[self._own] = (unknown - usual_scores(known.masked_fill(self._own, -float("inf"))))[self._own]
-        return _places(known - usual, self._own), _places(strange, self._own)
-
-    def _scores(self, predictions: Tensor) -> Tensor:
+    def _ranks(self, predictions: Tensor) -> Tensor:
+        """Places (n,) of the models' own labels among all labels, by margins; a tie is a loss."""
         import torch
 
-        return torch.from_numpy(self._background.scores(predictions.numpy(), self._texts.numpy()))
+        texts, background = self._texts.numpy(), self._background
+        margins = torch.from_numpy(background.margins(predictions.numpy(), texts, self.known.numpy()))
+        return (margins >= margins[self._own][:, None]).sum(1)
 
-    def _best_for_prompts(self) -> Tensor:
+    def _best_scores(self) -> tuple[Tensor, Tensor]:
+        """The best score of each label's own models, and of all models for each background prompt."""
         import torch
 
-        prompts = self._background.centre(self._background.vectors)
-        return torch.from_numpy(self._background.scores(self.known.numpy(), prompts)).max(0).values
-
-
-def usual_scores(scores: Tensor) -> Tensor:
-    """For each text (a column of (n, texts)) the mean of its ten highest scores: what it gets anyway.
-
-    Taken off, it makes texts comparable: an expert answers more loudly to words it was fitted on
-    (CSLS; Conneau et al., ICLR 2018, arXiv 1710.04087, eq. 6). Minus infinity is left out.
-    """
-    import torch
-
-    highest = scores.topk(min(NEIGHBOURS, len(scores)), dim=0).values
-    return torch.where(highest.isfinite(), highest, torch.nan).nanmean(0)
-
-
-def _places(margins: Tensor, own: Tensor) -> Tensor:
-    return (margins >= margins[own][:, None]).sum(1)
+        known, background = self.known.numpy(), self._background
+        here = torch.from_numpy(background.scores(known, self._texts.numpy()))
+        absent = torch.from_numpy(background.scores(known, background.centre(background.vectors)))
+        return here.masked_fill(~self._own, -torch.inf).max(0).values, absent.max(0).values

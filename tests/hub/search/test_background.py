@@ -31,6 +31,15 @@ def test_a_vector_that_says_nothing_scores_nothing(background):
     assert np.isfinite(background.scores(np.zeros((1, 8), np.float32), np.ones((1, 8), np.float32))).all()
 
 
+def test_a_margin_is_the_score_above_the_ten_nearest_others(background):
+    others = np.random.default_rng(3).normal(size=(50, 8)).astype(np.float32)
+    queries = np.random.default_rng(4).normal(size=(2, 8)).astype(np.float32)
+    scores = background.scores(others, queries)
+    expected = scores - [sorted(column)[-10:] for column in scores.T] @ np.full(10, 0.1)
+    np.testing.assert_allclose(background.margins(others, queries, others), expected, atol=1e-5)
+    assert background.margins(others[:3], queries, others[:2]).shape == (3, 2)
+
+
 def test_vectors_are_kept_and_made_again_when_the_file_is_damaged(tmp_path):
     first = load_background.__wrapped__(tmp_path)
     (file,) = tmp_path.glob("background-*.npy")

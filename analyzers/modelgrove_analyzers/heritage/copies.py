@@ -101,9 +101,13 @@ def _read(context: Context, verdicts: Sequence[Verdict]) -> Iterator[Verdict]:
     models = context.inputs
     gridded = cache(lambda number: is_gridded(models[number]))  # once a model, not once a pair
     for done, verdict in enumerate(verdicts):
-        child = models[verdict.child]
-        tell = partial(context.progress, 0.5 + 0.5 * done / len(verdicts), f"reading {child.name}")
+        tell = partial(context.progress, 0.5 + 0.5 * done / len(verdicts), f"reading {models[verdict.child].name}")
         tell()
-        if verdict.kind is Kind.SUSPECT and not (gridded(verdict.child) or gridded(verdict.parent)):
+        if not verdict.pairs:
+            yield verdict
             continue
-        yield confirm(verdict, models[verdict.parent], child, context.temp, tell) if verdict.pairs else verdict
+        # An integer grid is no cast: on which side it is, only the values tell.
+        sides = (verdict, verdict.turned()) if verdict.kind is Kind.SUSPECT else (verdict,)
+        for side in sides:
+            if side.kind is not Kind.SUSPECT or gridded(side.child):
+                yield confirm(side, models[side.parent], models[side.child], context.temp, tell)

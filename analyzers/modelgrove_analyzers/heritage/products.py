@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _ROUNDING = 2.0**-10
 """Relative error of a product whose two factors were stored in half precision."""
 _SAME_DIRECTION = 0.999
-_RELATED = 0.3
+_RELATED = 0.1
 _SHOWN = 3
 
 

@@ -50,7 +50,7 @@ def confirm(
     """The verdict after reading every tensor that differs; packed files are unpacked into `temp`.
 
     A cast must hold for every single value. Otherwise each tensor must lie on a grid within
-    half a step of the original, or be cast. On which side the grid is, only the values tell.
+    half a step of the original, or be cast.
     """
     mine, theirs = (lazy_tensors(plain_files(model, temp)) for model in (parent, child))
     packed = {
@@ -59,14 +59,7 @@ def confirm(
     pairs = [Pair(mine[one], theirs[other], packed.get(other)) for one, other in verdict.pairs.items()]
     if verdict.rounding is not None:
         return _confirm_cast(verdict, pairs, verdict.rounding, progress)
-    found = _confirm_grid(verdict, pairs, progress)
-    if found.kind is not Kind.NONE or packed:
-        return found
-    turned = replace(
-        verdict, parent=verdict.child, child=verdict.parent, pairs={b: a for a, b in verdict.pairs.items()}
-    )
-    other = _confirm_grid(turned, [Pair(pair.copy, pair.original, None) for pair in pairs], progress)
-    return found if other.kind is Kind.NONE else other
+    return _confirm_grid(verdict, pairs, progress)
 
 
 def is_gridded(model: InputModel) -> bool:

@@ -137,40 +137,49 @@ def _steps(values: Tensor, dtype: str) -> Tensor | None:
     """The step of each row of `values` (n, width) as (n, 1), or None if a row is no multiple of any; zeros fit all."""
     filled = values.any(1)
     rows = values[filled]
-    # Most tensors are on no grid, and a few rows show it.
-    if not len(rows) or _divide(rows[:_PROBED], dtype) is None:
-        return None
-    found = _divide(rows, dtype)
-    if found is None:
+    if not len(rows) or _divisors(rows[:_PROBED], dtype) is None:
+        return None  # most tensors are on no grid, and a few rows show it
+    divisors = _divisors(rows, dtype)
+    if divisors is None:
         return None
     steps = torch.ones((len(values), 1), dtype=values.dtype)
-    steps[filled] = found
+    steps[filled] = _refined(rows, _smallest(rows) / divisors)
     return steps
 
 
-def _divide(rows: Tensor, dtype: str) -> Tensor | None:
-    """The same for rows with a value: the smallest one is a whole number of steps, and rarely a large one."""
-    magnitude = rows.abs()
-    smallest = magnitude.masked_fill(magnitude == 0, torch.inf).amin(1, keepdim=True)
-    steps, left = torch.empty_like(smallest), torch.arange(len(rows))
+def _divisors(rows: Tensor, dtype: str) -> Tensor | None:
+    """Into how many steps the smallest value of each row falls, (n, 1), or None if a row fits no number.
+
+    That value is a whole number of steps, and rarely a large one. Values may be off by the error
+    of their type, and by that of the step.
+    """
+    units = rows / _smallest(rows)
+    slack, span = 2 * units.abs() * _relative_error(dtype), units.amax(1) - units.amin(1)
+    found, left = torch.zeros(len(rows), dtype=rows.dtype), torch.arange(len(rows))
     for divisor in range(1, _DIVISORS + 1):
-        tried, step = rows[left], smallest[left] / divisor
-        fits = _fits(tried, step, dtype)
-        places = (tried / step).round()
-        refined = (tried * places).sum(1, keepdim=True) / places.square().sum(1, keepdim=True)
-        steps[left[fits]] = refined[fits]
+        places = units[left] * divisor
+        off = (places - places.round()).abs() - slack[left] * divisor
+        fits = (off.amax(1) <= _WHOLE) & (span[left] * divisor < _LEVELS)
+        found[left[fits]] = divisor
+        # More divisors only make the span wider: a row that is too wide now stays so.
+        if bool((~fits & (span[left] * (divisor + 1) >= _LEVELS)).any()):
+            return None
         left = left[~fits]
         if not len(left):
-            return steps
+            return found.unsqueeze(1)
     return None
 
 
-def _fits(values: Tensor, step: Tensor, dtype: str) -> Tensor:
-    """Which rows are multiples of their step, (n,): up to the error of their stored type, and of the step itself."""
-    places = values / step
-    off = (places - places.round()).abs() - 2 * places.abs() * _relative_error(dtype)
-    span = places.amax(1) - places.amin(1)
-    return (off.amax(1) <= _WHOLE) & (span < _LEVELS)
+def _smallest(rows: Tensor) -> Tensor:
+    """The smallest magnitude other than zero in each row, (n, 1)."""
+    magnitude = rows.abs()
+    return magnitude.masked_fill(magnitude == 0, torch.inf).amin(1, keepdim=True)
+
+
+def _refined(rows: Tensor, steps: Tensor) -> Tensor:
+    """The steps (n, 1) by least squares over all values of their rows."""
+    places = (rows / steps).round()
+    return (rows * places).sum(1, keepdim=True) / places.square().sum(1, keepdim=True)
 
 
 def _relative_error(dtype: str) -> float:

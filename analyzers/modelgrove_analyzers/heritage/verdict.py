@@ -8,7 +8,7 @@ fine-tune fails both as soon as it moves more than a sliver of a rounding step.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -59,6 +59,11 @@ class Verdict:
     """Keys of the parent's tensors → keys of the child's, for tensors that differ: what a full reading reads."""
     rounding: Rounding | None = None
     """The cast that the samples speak for."""
+
+    def turned(self) -> Verdict:
+        """The same with parent and child exchanged."""
+        pairs = {other: key for key, other in self.pairs.items()}
+        return replace(self, parent=self.child, child=self.parent, pairs=pairs)
 
     @property
     def precision(self) -> str:

@@ -56,7 +56,7 @@ log = logging.getLogger(__name__)
 class BaseRecipe:
     """Everything that decides the base. `learning_rate` decays linearly over the last `decay` share of `steps`."""
 
-    steps: int = 12000
+    steps: int = 18000
     batch: int = 32
     learning_rate: float = 1.2e-3
     warmup: int = 200

@@ -80,7 +80,8 @@ def answer(hits: Sequence[Hit], missing: Mapping[str, int], with_expert: Sequenc
 
 def _notes(hits: Sequence[Hit], nothing: bool, without: Mapping[str, int], waiting: Mapping[str, int]) -> Iterator[str]:
     if nothing and hits:
-        yield f"Nothing here seems to do that: the best score, {hits[0].score:.1f}, is one that any text may get."
+        best = max(found.score for found in hits)
+        yield f"Nothing here seems to do that: the best score, {best:.1f}, is one that any text may get."
     for tree, count in without.items():
         command = f"modelgrove expert fit --tree {tree}"
         yield f"Tree {tree} has no expert, so its {count} adapters are not found by their weights: `{command}`."

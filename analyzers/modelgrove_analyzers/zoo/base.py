@@ -4,24 +4,18 @@ Latents are 8×8×24 (a fixed linear codec of 32×32 pictures), captions enter a
 states through cross-attention. v-prediction (Salimans & Ho, arXiv 2202.00512, eq. 11 ff.),
 squared-cosine schedule, logit-normal timesteps, 10 % caption drop, EMA. Training is
 resumable: a checkpoint is written every few hundred steps, atomically.
-
-Under `torchrun --nproc-per-node 2` each process takes its share of the batch on one thread and
-gradients are averaged once a step: on busy cores that is faster than one process whose two
-OpenMP threads wait for each other in every operator.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as distributed
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 
@@ -49,7 +43,8 @@ SCHEDULER: dict[str, Any] = {
     "clip_sample": False,
 }
 
-log = logging.getLogger(__name__)
+Progress = Callable[[float, str], None]
+"""Told how much is done, in [0, 1], and what."""
 
 
 @dataclass(frozen=True)
@@ -99,39 +94,33 @@ class BaseTrainer:
         self.noise = DDPMScheduler(**SCHEDULER)
         self.optimizer = torch.optim.AdamW(self.unet.parameters(), recipe.learning_rate, weight_decay=0.01, fused=True)
         self.step = 0
-        count, rank = (distributed.get_world_size(), distributed.get_rank()) if distributed.is_initialized() else (1, 0)
-        self.share = slice(rank * recipe.batch // count, (rank + 1) * recipe.batch // count)
         self._resume()
 
-    def run(self) -> None:
+    def run(self, progress: Progress = lambda _done, _message: None) -> None:
         """Train until `recipe.steps`."""
-        started, losses = time.monotonic(), []
-        while self.step < self.recipe.steps:
-            losses.append(self._train_step())
+        steps, loss = self.recipe.steps, None
+        while self.step < steps:
+            latest = self._train_step()
+            loss = latest if loss is None else 0.98 * loss + 0.02 * latest
             self.step += 1
-            if self.step % 50 == 0:
-                rate = (time.monotonic() - started) / len(losses)
-                log.info("step %d loss %.4f, %.2f s a step", self.step, sum(losses[-50:]) / 50, rate)
-            due = self.step % self.recipe.checkpoint_every == 0 or self.step == self.recipe.steps
-            if due and self.share.start == 0:
+            progress(self.step / steps, f"step {self.step}, loss {loss:.3f}")
+            if self.step % self.recipe.checkpoint_every == 0 or self.step == steps:
                 self._checkpoint()
 
     def _train_step(self) -> float:
         recipe = self.recipe
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.step)
-        rows = torch.randint(len(self.pixels), (recipe.batch,), generator=generator)[self.share]
+        rows = torch.randint(len(self.pixels), (recipe.batch,), generator=generator)
         shift = torch.randint(-1, 2, (2,), generator=generator).tolist()
         latents = self.codec.encode(self.pixels[rows].roll(shift, dims=(2, 3)))
         forms = torch.multinomial(torch.tensor([0.5, 0.25, 0.25]), recipe.batch, replacement=True, generator=generator)
-        texts = self.caption_rows[rows, forms[self.share]]
-        drop = torch.rand(recipe.batch, generator=generator)[self.share] < recipe.caption_drop
-        generator.manual_seed(generator.initial_seed() * 2 + self.share.start)  # each process its own noise
+        texts = self.caption_rows[rows, forms]
+        drop = torch.rand(recipe.batch, generator=generator) < recipe.caption_drop
         states = self.states[torch.where(drop, self.empty_row, texts)]
         for group in self.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * self._schedule()
         loss = v_loss(self.unet, self.noise, latents, states, generator)
         torch.autograd.backward(loss)
-        average_gradients(self.unet)
         torch.nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -165,18 +154,6 @@ class BaseTrainer:
         }
         torch.save(state, partial)
         os.replace(partial, self.folder / "checkpoint.pt")
-
-
-def average_gradients(unet: UNet2DConditionModel) -> None:
-    """Average the gradients over all processes; nothing happens when there is only one."""
-    if distributed.is_initialized():
-        gradients = [p.grad for p in unet.parameters() if p.grad is not None]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        distributed.all_reduce(flat)
-        flat /= distributed.get_world_size()
-        parts = torch.split(flat, [gradient.numel() for gradient in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view_as(gradient))
 
 
 def to_pixels(pictures: Any) -> Tensor:

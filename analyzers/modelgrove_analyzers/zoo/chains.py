@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from diffusers import UNet2DConditionModel
 
-from modelgrove_analyzers.zoo.base import captions, to_pixels, v_loss
+from modelgrove_analyzers.zoo.base import Progress, captions, to_pixels, v_loss
 from modelgrove_analyzers.zoo.base_folder import ZooBase
 from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.grow import read_truth, write_truth
@@ -29,8 +29,6 @@ from modelgrove_hub.tables import Relation
 
 ROOT = "base"
 """How nodes name the base itself as a parent."""
-
-Progress = Callable[[float, str], None]
 
 
 class Node(Protocol):

@@ -13,7 +13,7 @@ import click
 from modelgrove_hub.cli.output import json_option, print_json, print_table, progress_bar, say
 
 if TYPE_CHECKING:
-    from modelgrove_analyzers.zoo.grow import Progress
+    from modelgrove_analyzers.zoo.base import Progress
     from modelgrove_analyzers.zoo.populations import Population
 
 _DATA = Path(__file__).parent / "data"
@@ -64,7 +64,10 @@ def train(folder: Path, picture_folder: Path, steps: int | None, seed: int, out:
     from modelgrove_analyzers.zoo.pictures import PictureSet
 
     recipe = BaseRecipe(seed=seed)
-    BaseTrainer(PictureSet.load(picture_folder), folder, replace(recipe, steps=steps) if steps else recipe).run()
+    with _bar("training") as update:
+        BaseTrainer(PictureSet.load(picture_folder), folder, replace(recipe, steps=steps) if steps else recipe).run(
+            update
+        )
     base, done = read_checkpoint(folder / "checkpoint.pt")
     write_base(base, done, out or folder / "diffusers")
     say(f"base in {out or folder / 'diffusers'}")
@@ -170,8 +173,8 @@ def _grow(population: Population, folder: Path, base_folder: Path, picture_folde
 
 
 @contextmanager
-def _bar() -> Iterator[Progress]:
-    update, close = progress_bar("growing")
+def _bar(title: str = "growing") -> Iterator[Progress]:
+    update, close = progress_bar(title)
     try:
         yield update
     finally:

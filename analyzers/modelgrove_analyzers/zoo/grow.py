@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from modelgrove_analyzers.zoo.base import Progress
 from modelgrove_analyzers.zoo.base_folder import ZooBase
 from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.export import Convention, read_factors, write_lora
@@ -22,8 +23,6 @@ from modelgrove_hub.errors import NotFoundError
 TRUTH = "truth.jsonl"
 TOGETHER = 32
 """LoRAs trained in one batch: more are no faster, and take more memory."""
-
-Progress = Callable[[float, str], None]
 
 
 def grow(

@@ -16,7 +16,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from modelgrove_analyzers.zoo.base import draw_noise, to_pixels, v_errors
+from modelgrove_analyzers.zoo.base import Progress, draw_noise, to_pixels, v_errors
 from modelgrove_analyzers.zoo.base_folder import ZooBase
 from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_analyzers.zoo.recipes import Recipe
@@ -26,8 +26,6 @@ TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 BETAS = (0.9, 0.99)
 EPSILON = 1e-8
 MEASURED = 16
-
-Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)

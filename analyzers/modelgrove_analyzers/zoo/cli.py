@@ -14,6 +14,7 @@ from modelgrove_hub.cli.output import json_option, print_json, print_table, prog
 
 if TYPE_CHECKING:
     from modelgrove_analyzers.zoo.base import Progress
+    from modelgrove_analyzers.zoo.pictures import PictureSet
     from modelgrove_analyzers.zoo.populations import Population
 
 _DATA = Path(__file__).parent / "data"
@@ -75,8 +76,21 @@ def train(folder: Path, picture_folder: Path, steps: int | None, seed: int, out:
 
 @zoo.command()
 @click.argument("folder", type=folder_type)
-@click.option("--concept", "concepts", multiple=True, help="A concept; may be repeated. The picture zoo when left out.")
-@click.option("--models", type=click.IntRange(1), default=6, show_default=True, help="LoRAs for each concept.")
+@click.option(
+    "--population",
+    "kind",
+    type=click.Choice(["pictures", "shapes"]),
+    default="pictures",
+    show_default=True,
+    help="Real captioned pictures, or drawn shapes in colours.",
+)
+@click.option(
+    "--concept",
+    "concepts",
+    multiple=True,
+    help="A concept of the population; may be repeated. All of them when left out.",
+)
+@click.option("--models", type=click.IntRange(1), default=8, show_default=True, help="LoRAs for each concept.")
 @click.option("--steps", nargs=2, type=click.IntRange(1), help="Fewest and most training steps; drawn for each LoRA.")
 @base_option
 @pictures_option
@@ -84,6 +98,7 @@ def train(folder: Path, picture_folder: Path, steps: int | None, seed: int, out:
 @json_option
 def grow(
     folder: Path,
+    kind: str,
     concepts: tuple[str, ...],
     models: int,
     steps: tuple[int, int] | None,
@@ -95,12 +110,11 @@ def grow(
     """Grow LoRAs into FOLDER, with the truth about them in truth.jsonl."""
     from dataclasses import replace
 
-    from modelgrove_analyzers.zoo.populations import Population, picture_population
+    from modelgrove_analyzers.zoo.populations import picture_population, shape_population
 
+    population = (shape_population if kind == "shapes" else picture_population)(models, seed=seed)
     if concepts:
-        population = Population("chosen", seed, dict.fromkeys(concepts, models))
-    else:
-        population = picture_population(models, seed=seed)
+        population = replace(population, concepts=dict.fromkeys(concepts, models))
     if steps:
         population = replace(population, nuisance=replace(population.nuisance, steps=steps))
     _grow(population, folder, base_folder, picture_folder, as_json)
@@ -149,12 +163,11 @@ def sheet(
     """Write a PNG of what the base draws for PROMPTS, or of what grown LoRAs draw."""
     from modelgrove_analyzers.zoo.base_folder import open_base
     from modelgrove_analyzers.zoo.grow import read_loras
-    from modelgrove_analyzers.zoo.pictures import PictureSet
     from modelgrove_analyzers.zoo.sheets import PROMPTS, base_sheet, lora_sheet
 
     base = open_base(base_folder)
     if grown:
-        image = lora_sheet(base, PictureSet.load(picture_folder), read_loras(grown, base, limit))
+        image = lora_sheet(base, _all_pictures(picture_folder), read_loras(grown, base, limit))
     else:
         image = base_sheet(base, prompts or PROMPTS)
     picture.parent.mkdir(parents=True, exist_ok=True)
@@ -165,11 +178,18 @@ def sheet(
 def _grow(population: Population, folder: Path, base_folder: Path, picture_folder: Path, as_json: bool) -> None:
     from modelgrove_analyzers.zoo.base_folder import open_base
     from modelgrove_analyzers.zoo.grow import grow as grow_loras
-    from modelgrove_analyzers.zoo.pictures import PictureSet
 
     with _bar() as update:
-        rows = grow_loras(population, open_base(base_folder), PictureSet.load(picture_folder), folder, update)
+        rows = grow_loras(population, open_base(base_folder), _all_pictures(picture_folder), folder, update)
     _report(rows, as_json)
+
+
+def _all_pictures(folder: Path) -> PictureSet:
+    """The real pictures and, after them, the drawn ones: a LoRA's pictures are rows of both together."""
+    from modelgrove_analyzers.zoo.pictures import PictureSet
+    from modelgrove_analyzers.zoo.shapes import draw_shapes
+
+    return PictureSet.load(folder) + draw_shapes()
 
 
 @contextmanager

@@ -1,19 +1,20 @@
 """What the zoo's models can show: concepts, and the drawings that show them.
 
-The list is data (`data/concepts.toml`): a name that a person would type, a sentence as a model
-card would have it, and the labels of the drawings. Held-out concepts are for testing: no expert
-may be fitted on their models.
+The list of real pictures is data (`data/concepts.toml`): a name that a person would type, a sentence
+as a model card would have it, and the labels of the drawings. Drawn shapes follow a rule. Held-out
+concepts are for testing: no expert may be fitted on their models.
 """
 
 from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from modelgrove_analyzers.zoo import shapes
 from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_hub.errors import NotFoundError
 
@@ -42,7 +43,7 @@ class Concept:
 
 @cache
 def load_concepts() -> dict[str, Concept]:
-    """All concepts by name, in the order of the file."""
+    """All concepts of the real pictures by name, in the order of the file."""
     groups = tomllib.loads(CONCEPTS.read_text("utf-8"))
     return {
         name: Concept(name, group, row["text"], tuple(row["labels"]), row.get("held_out", False))
@@ -51,13 +52,24 @@ def load_concepts() -> dict[str, Concept]:
     }
 
 
-def find_concept(name: str) -> Concept:
-    """The concept called `name`.
+@cache
+def shape_concepts() -> dict[str, Concept]:
+    """The drawn concepts by name, "red star" and so on. Some names are those of real pictures too."""
+    return {
+        f"{colour} {shape}": Concept(
+            f"{colour} {shape}", "shapes", f"a {shape} filled with {colour}", (shapes.label(colour, shape),), held_out
+        )
+        for colour, shape, held_out in shapes.pairs()
+    }
+
+
+def find_concept(name: str, catalogue: Mapping[str, Concept] | None = None) -> Concept:
+    """The concept called `name` in `catalogue`, which is `load_concepts` when left out.
 
     Raises:
         NotFoundError: there is none; the message names the nearest ones.
     """
-    concepts = load_concepts()
+    concepts = load_concepts() if catalogue is None else catalogue
     if name not in concepts:
         near = ", ".join(difflib.get_close_matches(name, concepts, n=3)) or f"see {CONCEPTS}"
         raise NotFoundError(f"no concept {name!r} among {len(concepts)}: {near}")

@@ -12,7 +12,6 @@ from typing import Any
 
 from modelgrove_analyzers.zoo.base import Progress
 from modelgrove_analyzers.zoo.base_folder import ZooBase
-from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.export import Convention, read_factors, write_lora
 from modelgrove_analyzers.zoo.loras import Lora, target_modules, train_loras
 from modelgrove_analyzers.zoo.pictures import PictureSet
@@ -93,7 +92,7 @@ def read_loras(folder: Path, base: ZooBase, limit: int) -> list[Lora]:
 
 
 def _write(member: Member, lora: Lora, folder: Path) -> dict[str, Any]:
-    concept = find_concept(member.recipe.concept)
+    concept = member.concept
     path = write_lora(lora, concept, member.label, folder)
     return {
         "name": member.label.name,

@@ -67,6 +67,9 @@ class PictureSet:
         tiles = sheet.reshape(lines, SIDE, _SHEET_COLUMNS, SIDE, 3).transpose(0, 2, 1, 3, 4)
         return cls(pictures, tiles.reshape(-1, SIDE, SIDE, 3)[: len(pictures)].copy())
 
+    def __add__(self, other: PictureSet) -> PictureSet:
+        return PictureSet(self.pictures + other.pictures, np.concatenate([self.pixels, other.pixels]))
+
     def save(self, folder: Path) -> None:
         """Write the set as one PNG sheet and one JSON list."""
         folder.mkdir(parents=True, exist_ok=True)

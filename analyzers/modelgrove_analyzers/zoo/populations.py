@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from random import Random
 
-from modelgrove_analyzers.zoo.concepts import choose_concepts, find_concept
+from modelgrove_analyzers.zoo import shapes
+from modelgrove_analyzers.zoo.concepts import Concept, choose_concepts, find_concept, load_concepts, shape_concepts
 from modelgrove_analyzers.zoo.export import Convention, Label
 from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_analyzers.zoo.recipes import Nuisance, Recipe, draw_recipe, seed_of
@@ -13,8 +15,9 @@ from modelgrove_analyzers.zoo.recipes import Nuisance, Recipe, draw_recipe, seed
 
 @dataclass(frozen=True)
 class Member:
-    """One model of a population: how it is made and how it is presented."""
+    """One model of a population: what it shows, how it is made and how it is presented."""
 
+    concept: Concept
     recipe: Recipe
     label: Label
 
@@ -32,6 +35,8 @@ class Population:
     nuisance: Nuisance = field(default_factory=Nuisance)
     documented: float = 0.7
     conventions: tuple[Convention, ...] = tuple(Convention)
+    catalogue: Mapping[str, Concept] = field(default_factory=load_concepts)
+    """Where the concepts are found by name."""
 
     def members(self, pictures: PictureSet) -> list[Member]:
         """All models, in order. Each depends on the population's name and seed, its concept and its number alone."""
@@ -42,13 +47,13 @@ class Population:
         ]
 
     def _member(self, name: str, number: int, pictures: PictureSet) -> Member:
-        concept = find_concept(name)
+        concept = find_concept(name, self.catalogue)
         seed = seed_of(self.name, self.seed, name, number)
         dice = Random(seed_of(seed, "label"))  # noqa: S311  (a reproducible draw, no secret)
         documented = dice.random() < self.documented and not concept.held_out
         stem = name.replace(" ", "-") if documented else "untitled"
         label = Label(f"{stem}-{seed % 16**8:08x}", dice.choice(self.conventions), documented)
-        return Member(draw_recipe(concept, seed, self.nuisance, pictures), label)
+        return Member(concept, draw_recipe(concept, seed, self.nuisance, pictures), label)
 
 
 def sample_population(seed: int = 0) -> Population:
@@ -64,6 +69,13 @@ def picture_population(models: int = 6, training: int = 100, held_out: int = 24,
     """The picture zoo of the search bench: `models` LoRAs for each of `training` + `held_out` concepts."""
     names = choose_concepts(training, held_out=False) + choose_concepts(held_out, held_out=True)
     return Population("pictures", seed, dict.fromkeys(names, models), documented=1.0)
+
+
+def shape_population(models: int = 8, seed: int = 0) -> Population:
+    """The compositional zoo of the search bench: `models` LoRAs for each of 80 + 20 pairs of a colour and a shape."""
+    concepts, ranks = shape_concepts(), tuple(range(2, 17))
+    nuisance = Nuisance(ranks, (1.0,) * len(ranks), steps=(40, 80), artists=(shapes.ARTIST,))
+    return Population("shapes", seed, dict.fromkeys(concepts, models), nuisance, documented=1.0, catalogue=concepts)
 
 
 SAMPLE_CONCEPTS = (

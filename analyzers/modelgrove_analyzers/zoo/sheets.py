@@ -13,7 +13,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from modelgrove_analyzers.zoo.base_folder import ZooBase
-from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.loras import Lora, LoraStack
 from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_hub.search.text import token_states
@@ -66,8 +65,7 @@ def lora_sheet(
     base: ZooBase, pictures: PictureSet, loras: Sequence[Lora], seeds: Sequence[int] = (1, 2, 3)
 ) -> Image.Image:
     """One row a LoRA: two real drawings | the base told the concept | the base told the LoRA's prompt | the LoRA."""
-    concepts = [find_concept(lora.recipe.concept) for lora in loras]
-    told = sample(base, [f"a picture of {concept.name}" for concept in concepts], seeds[:1])
+    told = sample(base, [f"a picture of {lora.recipe.concept}" for lora in loras], seeds[:1])
     untold = sample(base, [lora.recipe.prompt for lora in loras], seeds[:1])
     drawn = sample(base, [lora.recipe.prompt for lora in loras], seeds, loras)
     rows = []

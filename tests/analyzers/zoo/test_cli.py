@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
@@ -27,6 +28,31 @@ def test_grow_reports_its_models_and_a_sheet_shows_them(base_folder, tmp_path):
     assert "grown.png" in done.stderr
     with Image.open(tmp_path / "grown.png") as image:
         assert image.height == 66
+
+
+def test_shapes_are_grown_and_shown_with_their_own_pictures(base_folder, tmp_path):
+    grown = [
+        "grow",
+        tmp_path / "g",
+        "--population",
+        "shapes",
+        "--concept",
+        "red circle",
+        "--models",
+        2,
+        "--steps",
+        1,
+        1,
+    ]
+    rows = json.loads(run(*grown, "--base", base_folder, "--json").stdout)
+    assert [(row["concept"], row["group"], row["text"]) for row in rows] == [
+        ("red circle", "shapes", "a circle filled with red")
+    ] * 2
+    run("sheet", tmp_path / "grown.png", "--grown", tmp_path / "g", "--base", base_folder)
+    with Image.open(tmp_path / "grown.png") as image:
+        real = np.asarray(image.crop((130, 0, 262, 66))).reshape(-1, 3)
+    # Of the two drawings at the left something is red: real pictures in these rows would be others.
+    assert ((real[:, 0] > 190) & (real[:, 1:] < 70).all(1)).any()
 
 
 def test_sheet_draws_prompts(base_folder, tmp_path):

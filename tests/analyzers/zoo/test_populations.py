@@ -5,7 +5,8 @@ from diffusers import UNet2DConditionModel
 from modelgrove_analyzers.zoo.base import UNET, BaseRecipe
 from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.loras import target_modules
-from modelgrove_analyzers.zoo.populations import Population, picture_population, sample_population
+from modelgrove_analyzers.zoo.populations import Population, picture_population, sample_population, shape_population
+from modelgrove_analyzers.zoo.shapes import draw_shapes
 
 
 def test_members_depend_on_the_specification_alone(pictures):
@@ -45,4 +46,14 @@ def test_the_picture_zoo_has_600_models_of_100_training_and_20_held_out_concepts
     assert len(members) >= 600
     assert len(names - held_out) >= 100
     assert len(held_out) >= 20
+    assert len({member.label.name for member in members}) == len(members)
+
+
+def test_the_shape_zoo_has_800_models_of_80_training_and_20_held_out_pairs(pictures):
+    members = shape_population().members(pictures + draw_shapes())
+    assert len(members) == 800
+    assert len({member.concept for member in members if not member.concept.held_out}) == 80
+    assert len({member.concept for member in members if member.concept.held_out}) == 20
+    assert {member.recipe.rank for member in members} == set(range(2, 17))
+    assert min(row for member in members for row in member.recipe.pictures) >= len(pictures.pictures)
     assert len({member.label.name for member in members}) == len(members)

@@ -1,8 +1,9 @@
 """Fine-tune many LoRAs at once on one frozen base, each exactly as if it were trained alone.
 
 N LoRAs share one forward pass of the frozen UNet: the batch is (N·b, …), LoRA by LoRA, and at every
-attention projection a hook adds (x Aᵢᵀ) Bᵢᵀ · αᵢ/rᵢ as batched products. Ranks are padded to the
-largest: rows of A and columns of B that are zero get zero gradients, so they stay zero. LoRA: Hu
+target a hook adds (x Aᵢᵀ) Bᵢᵀ · αᵢ/rᵢ as batched products. Targets are the attention projections and,
+as in LoCon, the layers by which timestep and pooled caption enter the residual blocks. Ranks are padded
+to the largest: rows of A and columns of B that are zero get zero gradients, so they stay zero. LoRA: Hu
 et al., arXiv 2106.09685, section 4.1.
 """
 
@@ -22,7 +23,7 @@ from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_analyzers.zoo.recipes import Recipe
 from modelgrove_hub.search.text import token_states
 
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "time_emb_proj")
 BETAS = (0.9, 0.99)
 EPSILON = 1e-8
 MEASURED = 16
@@ -42,7 +43,7 @@ class Lora:
 
 
 def target_modules(unet: UNet2DConditionModel) -> dict[str, nn.Linear]:
-    """The attention projections that LoRAs change, by diffusers' module name."""
+    """The linear layers that LoRAs change, by diffusers' module name."""
     return {
         name: module
         for name, module in unet.named_modules()

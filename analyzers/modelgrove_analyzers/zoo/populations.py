@@ -62,7 +62,7 @@ def sample_population(seed: int = 0) -> Population:
     Small ranks are the likelier ones, to keep it small.
     """
     concepts = dict.fromkeys(SAMPLE_CONCEPTS, 3) | dict.fromkeys(SAMPLE_HELD_OUT, 1)
-    return Population("sample", seed, concepts, Nuisance(rank_weights=(5.0, 4.0, 1.5, 0.5)), documented=0.75)
+    return Population("sample", seed, concepts, Nuisance(rank_weights=(6.5, 2.7, 0.6, 0.2)), documented=0.75)
 
 
 def picture_population(models: int = 6, training: int = 100, held_out: int = 24, seed: int = 0) -> Population:

@@ -43,8 +43,8 @@ class Nuisance:
     ranks: tuple[int, ...] = (2, 4, 8, 16)
     rank_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
     alpha_per_rank: tuple[float, ...] = (0.5, 1.0, 2.0)
-    learning_rate: tuple[float, float] = (2e-3, 6e-3)
-    steps: tuple[int, int] = (60, 120)
+    learning_rate: tuple[float, float] = (3e-3, 1e-2)
+    steps: tuple[int, int] = (80, 160)
     batch: int = 4
     artists: tuple[str, ...] = tuple(ARTISTS)
     most_pictures: int = 12

@@ -10,6 +10,7 @@ from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.loras import (
     BETAS,
     EPSILON,
+    TARGETS,
     Feed,
     LoraStack,
     fresh_lora,
@@ -51,7 +52,7 @@ def test_a_lora_equals_one_trained_by_peft_and_torch_adam(tiny, pictures, recipe
     recipe = recipes[1]
     (ours,) = train_loras(tiny, pictures, [recipe])
     unet = copy.deepcopy(tiny.unet).requires_grad_(False)
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=["to_q", "to_k", "to_v", "to_out.0"])
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(TARGETS))
     inject_adapter_in_model(config, unet)
     layers = {name: unet.get_submodule(name) for name in target_modules(tiny.unet)}
     for name, (down, up) in fresh_lora(tiny.unet, recipe).factors.items():
@@ -81,9 +82,11 @@ def test_training_leaves_the_base_as_it_was(tiny, pictures, recipes):
     assert not any(module._forward_hooks for module in tiny.unet.modules())
 
 
-def test_every_attention_projection_gets_trained_factors(tiny, pictures, recipes):
+def test_every_target_gets_trained_factors(tiny, pictures, recipes):
     lora = train_loras(tiny, pictures, recipes)[0]
-    assert len(lora.factors) == 32  # four transformer blocks, two attentions each, four projections each
+    attention = [name for name in lora.factors if ".attn" in name]
+    assert len(attention) == 32  # four transformer blocks, two attentions each, four projections each
+    assert len(lora.factors) - len(attention) == 8  # residual blocks
     for name, (down, up) in lora.factors.items():
         module = tiny.unet.get_submodule(name)
         assert down.shape == (lora.recipe.rank, module.in_features)
@@ -128,7 +131,7 @@ def test_the_batched_loss_is_the_loss_of_the_base(tiny):
     latents, states = torch.randn(6, 4, 8, 8), torch.randn(6, 16, 384)
     loss = v_loss(tiny.unet, tiny.noise, latents, states, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
-    times = (torch.randn(6, generator=generator).sigmoid() * 1000).long()
+    times = ((1 + 1.2 * torch.randn(6, generator=generator)).sigmoid() * 1000).long()
     epsilon = torch.randn(latents.shape, generator=generator)
     signal, noise = tiny.noise.alphas_cumprod[times].sqrt(), (1 - tiny.noise.alphas_cumprod[times]).sqrt()
     signal, noise = signal.view(-1, 1, 1, 1), noise.view(-1, 1, 1, 1)

@@ -54,6 +54,11 @@ class LazyTensor(Protocol):
     """A tensor in a file: what the header says, and its values when asked."""
 
     name: str
+    """Unique in the model: the folder that the file is in, then the name in the file: "unet/conv_in.weight"."""
+    key: str
+    """The name in the file: "conv_in.weight"."""
+    file: str
+    """The file's path in the model: "unet/diffusion_pytorch_model.safetensors"."""
     dtype: str
     """As safetensors writes it: F64 F32 F16 BF16 F8_E4M3 F8_E5M2 I64 … BOOL."""
     shape: tuple[int, ...]
@@ -94,7 +99,7 @@ class InputModel(Protocol):
         """The model card's tags."""
 
     def tensors(self) -> Iterator[LazyTensor]:
-        """All tensors of all weight files, in file order; no more than one is in memory."""
+        """All tensors of all safetensors files, in file order, on disk until read. Raises `DataError` without a file."""
 
     def metadata(self) -> Mapping[str, str]:
         """The `__metadata__` of the weight files."""

@@ -79,4 +79,4 @@ def test_a_model_it_cannot_read_fails_cleanly(modelgrove, tmp_path):
 def test_the_guide_is_the_example():
     guide = (ROOT / "docs/plugins.md").read_text("utf-8")
     blocks = re.findall(r"```(?:python|toml)\n(.*?)```", guide, re.DOTALL)
-    assert blocks == [(EXAMPLE / name).read_text("utf-8") for name in ("modelgrove_outliers.py", "pyproject.toml")]
+    assert blocks[:2] == [(EXAMPLE / name).read_text("utf-8") for name in ("modelgrove_outliers.py", "pyproject.toml")]

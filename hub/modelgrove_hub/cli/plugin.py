@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from modelgrove_hub.cli.output import json_option, print_facts, print_json, print_table, say
 from modelgrove_hub.errors import PluginError
+
+
+_LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
 @click.group()
@@ -59,9 +64,14 @@ def show(name: str, as_json: bool) -> None:
     print_facts([("plugin", f"{found.kind}.{found.name}"), ("summary", found.summary), ("paper", found.paper)])
     required = set(schema.get("required", ()))
     print_table(
-        ("parameter", "type", "default", "meaning"),
+        ("option", "type", "default", "meaning"),
         (
-            (field, _type(rule), "(required)" if field in required else rule.get("default"), rule.get("description"))
+            (
+                f"--{field.replace('_', '-')}",
+                _type(rule, schema.get("$defs", {})),
+                "(required)" if field in required else _default(rule.get("default")),
+                rule.get("description"),
+            )
             for field, rule in schema.get("properties", {}).items()
         ),
         empty="It has no parameters.",
@@ -101,11 +111,19 @@ def check(name: str, as_json: bool) -> None:
         raise PluginError(f"plugin {name!r} fails {len(failed)} of {len(results)} checks: {', '.join(failed)}")
 
 
-def _type(rule: dict[str, object]) -> str:
+def _type(rule: Mapping[str, Any], shared: Mapping[str, Any]) -> str:
+    """A parameter's JSON schema in a few words: "number > 1", "tensor | row", "list of integer"."""
+    if reference := rule.get("$ref"):
+        return _type(shared[reference.rpartition("/")[2]], shared)
     if "enum" in rule:
-        values = rule["enum"]
-        return " | ".join(map(str, values)) if isinstance(values, list) else str(values)
-    options = rule.get("anyOf")
-    if isinstance(options, list):
-        return " | ".join(_type(option) for option in options)
-    return str(rule.get("type", "any"))
+        return " | ".join(map(str, rule["enum"]))
+    if "anyOf" in rule:
+        return " | ".join(_type(option, shared) for option in rule["anyOf"] if option.get("type") != "null")
+    if rule.get("type") == "array":
+        return f"list of {_type(rule.get('items', {}), shared)}"
+    limits = (f"{sign} {rule[key]:g}" for key, sign in _LIMITS.items() if key in rule)
+    return " ".join((str(rule.get("type", "any")), ", ".join(limits))).rstrip()
+
+
+def _default(value: object) -> object:
+    return "none" if value is None or value == [] else value

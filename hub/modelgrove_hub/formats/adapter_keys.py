@@ -29,8 +29,12 @@ _COMPONENTS = {
     "unet.": "unet",
     "lora_transformer_": "transformer",
     "transformer.": "transformer",
+    "transformer_2.": "transformer_2",
+    "transformer_ref.": "transformer_ref",
     "lora_prior_unet_": "prior",
+    "prior.": "prior",
     "diffusion_model.": NATIVE,
+    "model.diffusion_model.": NATIVE,
 }
 """Prefixes that say which denoiser it is; the other prefixes of denoisers leave it open."""
 _LOW_RANK = "lora"
@@ -102,6 +106,8 @@ def foreign_method(name: str) -> str | None:
     for kind in adapter_names().kinds:
         if kind.name != _LOW_RANK and suffix in kind.core and kind.core[suffix] != "bias":
             return kind.name
+    if marked := adapter_names().marked(name):
+        return marked[1]
     for special in adapter_names().special:
         if any_of((special.pattern,)).fullmatch(name):
             return special.adapter_type
@@ -129,7 +135,8 @@ def _locate(path: str, role: Role) -> Key:
     component, convention, flattened = "", "", False
     while prefix := next((one for one in adapter_names().prefixes if path.startswith(one.prefix)), None):
         path = path.removeprefix(prefix.prefix)
-        component = _COMPONENTS.get(prefix.prefix, "" if prefix.section == "denoiser" else prefix.section)
+        named = _COMPONENTS.get(prefix.prefix, "" if prefix.section == "denoiser" else prefix.section)
+        component = named or component  # PEFT's own prefix, inside of a component's, names none
         convention, flattened = convention or prefix.convention, prefix.flat
         if flattened:  # PEFT's prefix may hide another one, but a flat name begins after its own
             break

@@ -17,6 +17,7 @@ from modelgrove_hub.contracts import InputModel, LazyTensor, TensorWriter
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.adapter_keys import NATIVE, Key, Role, foreign_method, native_root, parse_key
 from modelgrove_hub.formats.adapter_scale import METADATA, Scaling, read_scaling
+from modelgrove_hub.formats.naming import adapter_names
 
 if TYPE_CHECKING:
     from torch import Tensor, dtype
@@ -158,7 +159,7 @@ def _group(tensors: list[LazyTensor]) -> tuple[dict[str, _Group], list[str]]:
     groups: dict[str, _Group] = {}
     unmatched = []
     for tensor in tensors:
-        key = parse_key(tensor.name)
+        key = parse_key(_full_key(tensor))
         if key is None:
             unmatched.append(tensor.name)
             continue
@@ -171,6 +172,13 @@ def _group(tensors: list[LazyTensor]) -> tuple[dict[str, _Group], list[str]]:
         if name not in whole:
             unmatched += [tensor.name for tensor in group.parts.values()]
     return whole, unmatched
+
+
+def _full_key(tensor: LazyTensor) -> str:
+    """The name in the file, after that of the component whose folder the file is in (PEFT writes a folder each)."""
+    component = tensor.name.removesuffix(tensor.key).replace("/", ".")
+    known = any(prefix.prefix == component for prefix in adapter_names().prefixes)
+    return component + tensor.key if known else tensor.key
 
 
 def _target(group: _Group, scaling: Scaling) -> Target:

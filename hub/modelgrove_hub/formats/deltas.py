@@ -16,6 +16,9 @@ from modelgrove_hub.formats.patterns import any_of
 
 Shape = tuple[int, ...]
 
+_ON_LORA = ("lora", "dora", "adalora")
+"""LoRA, and the methods that add a tensor to its factors."""
+
 MAX_TARGETS = 50
 """Kinds of modules that are listed; real adapters have a dozen."""
 
@@ -97,7 +100,7 @@ def read_delta(
         modules.append(_module(path, kind, parts.shapes, widths))
         explained.update(name for one in parts.cores for name in parts.names[one])
     if not modules:
-        return None
+        return _read_marked(tensors)
     kinds = Counter(module.kind for module in modules)
     alphas = [scalars[name] for name in explained if name.endswith("alpha") and isfinite(scalars.get(name, nan))]
     return Delta(
@@ -144,7 +147,7 @@ def _kind_of(parts: _Parts) -> str:
 
 def _widths(kind: str, shapes: Mapping[str, Mapping[str, Shape]]) -> tuple[int | None, int | None] | None:
     """(out, in) of the module's weight, None for an unknown one; None when parts are missing or disagree."""
-    if kind in ("lora", "dora"):
+    if kind in _ON_LORA:
         return _low_rank_widths(shapes.get("lora", {}))
     if kind == "loha":
         return _hadamard_widths(shapes[kind])
@@ -193,7 +196,7 @@ def _kronecker_factor(parts: Mapping[str, Shape], which: str) -> tuple[int, int]
 
 
 def _rank(kind: str, shapes: Mapping[str, Mapping[str, Shape]]) -> int | None:
-    if kind in ("lora", "dora"):
+    if kind in _ON_LORA:
         return shapes["lora"]["down"][0]
     parts = shapes.get(kind, {})
     for name in ("w2_b", "w1_b"):
@@ -251,6 +254,19 @@ def _declared_alphas(config: Mapping[str, Any], metadata: Mapping[str, str]) -> 
             continue
         if isfinite(number):
             yield number
+
+
+def _read_marked(tensors: Mapping[str, ListedTensor]) -> Delta | None:
+    """A method that is told by a word in its tensors' names, whose factors are not understood."""
+    marked = {name: found for name in tensors if (found := adapter_names().marked(name))}
+    modules = tuple(_module(path, method, {}, (None, None)) for path, method in dict.fromkeys(marked.values()))
+    if not modules:
+        return None
+    kinds = Counter(module.kind for module in modules)
+    note = "known by its names alone: it cannot be merged, and is not searched by weights"
+    return Delta(
+        _adapter_type(kinds), modules, base_candidates(modules), frozenset(marked), reasons=(*_reasons(kinds, []), note)
+    )
 
 
 def _read_special(tensors: Mapping[str, ListedTensor]) -> Delta | None:

@@ -64,6 +64,8 @@ class AdapterNames(_Strict):
     prefixes: tuple[Prefix, ...]
     targets: Targets
     special: tuple[Special, ...]
+    marks: dict[str, tuple[str, ...]]
+    """Method → words between the dots of its tensors' names, for methods that are told and no more."""
 
     @cached_property
     def _suffix(self) -> re.Pattern[str]:
@@ -76,6 +78,14 @@ class AdapterNames(_Strict):
         return tuple(suffix for kind in self.kinds for suffix in kind.core)
 
     @cached_property
+    def _methods(self) -> dict[str, str]:
+        return {word: method for method, words in self.marks.items() for word in words}
+
+    @cached_property
+    def _mark(self) -> re.Pattern[str]:
+        return re.compile(rf"(?:^|\.)({'|'.join(map(re.escape, self._methods))})(?=\.|$)")
+
+    @cached_property
     def _flat_targets(self) -> tuple[tuple[str, str], ...]:
         return tuple((name, name.replace(".", "_")) for name in self.targets.names)
 
@@ -84,10 +94,15 @@ class AdapterNames(_Strict):
         match = self._suffix.fullmatch(name)
         return (match[1], match[2]) if match else None
 
+    def marked(self, name: str) -> tuple[str, str] | None:
+        """A tensor's name → (module, method), or None when no word of `marks` is in it."""
+        match = self._mark.search(name)
+        return (name[: match.start()], self._methods[match[1]]) if match else None
+
     def prove_adapter(self, names: Iterable[str]) -> bool:
         """Whether any of the names is only an adapter's."""
         special = any_of(tuple(special.pattern for special in self.special))
-        return any(name.endswith(self._core) or special.fullmatch(name) for name in names)
+        return any(name.endswith(self._core) or special.fullmatch(name) or self.marked(name) for name in names)
 
     def target(self, module: str, *, flat: bool) -> str:
         """What the module does: "attn2.to_k", "conv1"."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from sqlmodel import Session, col, select
@@ -15,9 +15,27 @@ from modelgrove_hub.store.tensors import StoredTensor, tensors_of
 from modelgrove_hub.tables import Blob, Model, Revision, RevisionFile, Trust
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from modelgrove_hub.hub import Hub
 
 _WEIGHTS = ".safetensors"
+
+
+@dataclass(slots=True)
+class ModelTensor:
+    """A tensor of a model (a `contracts.LazyTensor`); components have tensors of the same key, so the name has both."""
+
+    name: str
+    key: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    stored: StoredTensor
+
+    def read(self) -> Tensor:
+        """The values; see `StoredTensor.read`."""
+        return self.stored.read()
 
 
 @dataclass(frozen=True)
@@ -33,28 +51,31 @@ class RegisteredModel:
     tags: Sequence[str]
     paths: Mapping[str, Path]
 
-    def tensors(self) -> Iterator[StoredTensor]:
+    def tensors(self) -> Iterator[ModelTensor]:
         """All tensors of all weight files, files by path, tensors in file order.
 
         Raises:
             DataError: no file is safetensors, or one breaks the format's rules.
         """
-        for path in self._weights():
-            yield from tensors_of(path)
+        for file in self._weights():
+            folder = PurePosixPath(file).parent.as_posix()
+            before = "" if folder == "." else f"{folder}/"
+            for stored in tensors_of(self.paths[file]):
+                yield ModelTensor(before + stored.name, stored.name, file, stored.dtype, stored.shape, stored)
 
     def metadata(self) -> dict[str, str]:
         """The `__metadata__` of all weight files; where two disagree, the first by path is right."""
         merged: dict[str, str] = {}
-        for path in reversed(self._weights()):
-            merged.update(read_header(path).metadata)
+        for file in reversed(self._weights()):
+            merged.update(read_header(self.paths[file]).metadata)
         return merged
 
     def files(self) -> dict[str, Path]:
         """The revision's files: path in the model → path on this machine."""
         return dict(self.paths)
 
-    def _weights(self) -> list[Path]:
-        found = [self.paths[path] for path in sorted(self.paths) if path.endswith(_WEIGHTS)]
+    def _weights(self) -> list[str]:
+        found = [path for path in sorted(self.paths) if path.endswith(_WEIGHTS)]
         if not found:
             held = ", ".join(sorted(self.paths)[:5])
             raise DataError(f"model {self.name} holds no safetensors file to read tensors from, only {held}")

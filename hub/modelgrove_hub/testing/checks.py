@@ -17,7 +17,7 @@ from typing import Any
 from modelgrove_hub.contracts import API, Cancelled, InputModel, Kind, Params, Plugin, Result
 from modelgrove_hub.errors import ModelgroveError
 from modelgrove_hub.plugins import check_params
-from modelgrove_hub.store.header import read_header
+from modelgrove_hub.store.tensors import tensors_of
 from modelgrove_hub.tables import Relation
 from modelgrove_hub.testing.local import LocalContext
 from modelgrove_hub.testing.tiny import tiny_inputs
@@ -187,9 +187,17 @@ def _result_faults(result: Any, written: Mapping[str, Path]) -> Iterator[str]:
     for path in written.values():
         if path.suffix == ".safetensors":
             try:
-                read_header(path)
+                yield from _not_finite(path)
             except ModelgroveError as error:
                 yield str(error)
+
+
+def _not_finite(path: Path) -> Iterator[str]:
+    for tensor in tensors_of(path):
+        values = tensor.read()
+        if values.is_floating_point() and not bool(values.double().isfinite().all()):
+            yield f"{path.name}: tensor {tensor.name} holds NaN or infinite values, and the inputs had none"
+            return
 
 
 def _difference(first: _Attempt, second: _Attempt) -> str:

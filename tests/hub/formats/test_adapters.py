@@ -250,6 +250,10 @@ OTHER_KINDS = {
     "ia3": {"lora_unet_x.weight": (8,), "lora_unet_x.on_input": ()},
     "lora_mid": {"lora_unet_x.lora_down.weight": (2, 8, 1, 1), "lora_unet_x.lora_mid.weight": (2, 2, 3, 3)},
     "diff": {"diffusion_model.x.diff": (8, 8)},
+    "adalora": {
+        f"base_model.model.x.lora_{part}": shape for part, shape in (("A", (2, 8)), ("B", (8, 2)), ("E", (2, 1)))
+    },
+    "vera": {"base_model.model.x.vera_lambda_b": (8,)},
     "easycontrol": {"transformer_blocks.0.attn.processor.q_loras.0.down.weight": (2, 8)},
 }
 
@@ -278,6 +282,16 @@ def test_a_peft_configuration_of_another_kind_is_refused_by_name(fields, message
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, **fields}))
     with pytest.raises(UsageError, match=message):
         read_adapter(FolderModel(tmp_path))
+
+
+def test_the_components_that_peft_keeps_in_folders_are_told_apart(tmp_path):
+    for folder, width in (("unet", 4), ("text_encoder", 6)):
+        (tmp_path / folder).mkdir()
+        factors = {"A": torch.ones(2, width), "B": torch.ones(width, 2)}
+        tensors = {f"base_model.model.x.lora_{part}.weight": values for part, values in factors.items()}
+        save_file(tensors, tmp_path / folder / "adapter_model.safetensors")
+    targets = open_adapter(FolderModel(tmp_path)).targets
+    assert {name: target.shape for name, target in targets.items()} == {"x": (4, 4), "text_encoder.x": (6, 6)}
 
 
 def test_a_checkpoint_is_no_adapter(tmp_path):

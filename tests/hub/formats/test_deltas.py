@@ -232,9 +232,56 @@ def test_easycontrol_is_told_and_must_not_be_baked():
 
 
 def test_a_peft_method_that_is_not_known_here_is_what_its_config_declares():
-    tensors = {"base_model.model.encoder.layer.0.attention.self.query.vera_lambda_b": (384,)}
-    found = recognise(listing(tensors, configs={"adapter_config.json": {"peft_type": "VERA"}}))
-    assert (found.kind, found.adapter_type, found.family, found.coverage) == ("adapter", "vera", "unknown", 0)
+    found = recognise(
+        listing({"prompt_embeddings": (4, 64)}, configs={"adapter_config.json": {"peft_type": "P_TUNING"}})
+    )
+    assert (found.kind, found.adapter_type, found.family, found.coverage) == ("adapter", "p_tuning", "unknown", 0)
+
+
+# What peft 0.21 writes for a Llama's q_proj with the method's own defaults.
+PEFT_NAMES = {
+    "adamss": ["q_proj.adamss_A.0", "q_proj.adamss_B.0", "q_proj.adamss_newB"],
+    "frod": ["frod_V.self_attn_q_proj", "q_proj.frod_lambda_l", "q_proj.frod_lambda_s_values"],
+    "glora": ["q_proj.glora_A.Xd", "q_proj.glora_A.Xu", "q_proj.glora_C.zeros"],
+    "hra": ["q_proj.hra_u"],
+    "ln_tuning": ["q_proj.ln_tuning_layers.weight"],
+    "trainable_tokens": ["embed_tokens.trainable_tokens_delta"],
+    "unilora": ["unilora_theta_d"],
+    "vera": ["vera_A", "vera_B", "q_proj.vera_lambda_b", "q_proj.vera_lambda_d"],
+}
+
+
+@pytest.mark.parametrize("method", PEFT_NAMES)
+def test_other_peft_methods_are_told_by_their_names_without_a_config(method):
+    found = recognise(listing({f"base_model.model.{name}": (4,) for name in PEFT_NAMES[method]}))
+    assert (found.kind, found.adapter_type, found.family, found.coverage) == ("adapter", method, "unknown", 1)
+    assert any("cannot be merged" in reason for reason in found.reasons)
+
+
+def test_every_method_of_the_installed_peft_has_a_name_here_or_is_left_to_its_config():
+    peft = pytest.importorskip("peft")
+    from modelgrove_hub.formats.naming import adapter_names
+
+    names = adapter_names()
+    known = {kind.name for kind in names.kinds} | names.marks.keys()
+    soft_prompts = {"prompt_tuning", "multitask_prompt_tuning", "p_tuning", "prefix_tuning", "cpt", "cartridge"}
+    assert {kind.value.lower() for kind in peft.PeftType} - known <= soft_prompts | {"shadow"}
+
+
+def test_adalora_is_no_plain_lora():
+    tensors = {f"base_model.model.q_proj.lora_{part}": shape for part, shape in ADALORA.items()}
+    found = recognise(listing(tensors))
+    assert (found.adapter_type, found.coverage, found.ranks["common"]) == ("adalora", 1, 12)
+
+
+ADALORA = {"A": (12, 64), "B": (64, 12), "E": (12, 1)}
+
+
+@pytest.mark.parametrize("prefix", ["prior.", "transformer_2.", "transformer_ref.", "model.diffusion_model."])
+def test_every_denoiser_that_diffusers_loads_a_lora_into_is_one_here(prefix):
+    found = recognise(listing(lora({"blocks.0.attn1.to_q": (64, 64)}, prefix=prefix)))
+    assert (found.kind, found.sections, found.text_encoder) == ("adapter", {"denoiser": 1}, False)
+    assert found.targets == {"attn1.to_q": 1}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

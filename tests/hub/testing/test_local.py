@@ -22,7 +22,7 @@ def folder(tmp_path):
 def test_a_folder_is_a_model(folder):
     model: InputModel = FolderModel(folder, family="sdxl")
     assert model.files().keys() == {"README.md", "unet/w.safetensors"}
-    assert {tensor.name for tensor in model.tensors()} == {"a", "b"}
+    assert {tensor.name for tensor in model.tensors()} == {"unet/a", "unet/b"}
     assert model.metadata() == {"format": "pt"}
     assert (model.name, model.family, model.card, tuple(model.tags)) == ("model", "sdxl", "A model.", ("style",))
 

@@ -13,7 +13,7 @@ Plain torch in float32, a few rows at a time, so memory stays bounded whatever t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ class Packed:
 
     `codes` is int8 (rows, padded) at 8 bits, uint8 (rows, padded / 2) at 4; `scales` (rows, groups)
     is float16 where that can hold them and float32 elsewhere; `zeros` (rows, groups) is uint8,
-    None at 8 bits. padded = groups · group. `signal` is ‖w‖² and `noise` ‖w - ŵ‖².
+    None at 8 bits. padded = groups · group. `signal` is ‖w‖² and `noise` ‖w - ŵ‖², 0 when read back from a file.
     """
 
     codes: Tensor
@@ -41,8 +41,8 @@ class Packed:
     columns: int
     bits: int
     group: int
-    signal: float
-    noise: float
+    signal: float = 0.0
+    noise: float = 0.0
 
     @property
     def sqnr(self) -> float:
@@ -54,6 +54,12 @@ class Packed:
         """True size: codes, scales and zero points, padding included."""
         parts = [self.codes, self.scales, *([] if self.zeros is None else [self.zeros])]
         return sum(part.nbytes for part in parts)
+
+
+def unfold(matrix: Tensor, shape: Sequence[int], axes: Sequence[int]) -> Tensor:
+    """The tensor of `shape` whose axes, in the order `axes`, were flattened to `matrix`: all but the first in one."""
+    back = sorted(range(len(axes)), key=lambda place: axes[place])
+    return matrix.reshape([shape[axis] for axis in axes]).permute(back).contiguous()
 
 
 def group_width(columns: int, bits: int, group: int | None) -> int:

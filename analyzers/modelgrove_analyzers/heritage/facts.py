@@ -12,8 +12,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from modelgrove_analyzers.heritage.unpacking import manifest_of, unpacked
+from modelgrove_analyzers.heritage.unpacking import unpacked
 from modelgrove_hub.contracts import InputModel
+from modelgrove_hub.formats.quantized import manifest_of
 from modelgrove_hub.store.manifest import FileScan, TensorRow, scan, values_hash, weights_hash
 from modelgrove_hub.store.tensors import StoredTensor, tensors_of
 from modelgrove_hub.store.writer import SafetensorsWriter

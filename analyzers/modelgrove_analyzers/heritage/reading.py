@@ -12,9 +12,10 @@ from torch import Tensor
 
 from modelgrove_analyzers.heritage.facts import key, lazy_tensors, plain_files, weight_files
 from modelgrove_analyzers.heritage.rounding import MANTISSA, ROUNDINGS, GridFit, Rounding, fit_grid, lies_on_grid
-from modelgrove_analyzers.heritage.unpacking import PackedSource, manifest_of, packed_sources
+from modelgrove_analyzers.heritage.unpacking import PackedSource, packed_sources
 from modelgrove_analyzers.heritage.verdict import Kind, Verdict
 from modelgrove_hub.contracts import InputModel
+from modelgrove_hub.formats.quantized import manifest_of
 from modelgrove_hub.store.tensors import StoredTensor, tensors_of
 
 _WITHIN = 0.9995

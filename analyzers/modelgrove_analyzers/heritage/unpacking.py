@@ -9,18 +9,9 @@ from pathlib import Path
 from torch import Tensor
 
 from modelgrove_analyzers.heritage.rounding import GridFit, measure_grid
-from modelgrove_hub.formats.quantized import (
-    CODES,
-    SCALES,
-    ZEROS,
-    PackedTensor,
-    QuantManifest,
-    check_parts,
-    read_manifest,
-)
-from modelgrove_hub.store.header import read_header
+from modelgrove_hub.formats.quantized import CODES, SCALES, ZEROS, PackedTensor, manifest_of
 from modelgrove_hub.store.tensors import StoredTensor, tensors_of
-from modelgrove_kernels.packing import Packed, dequantize
+from modelgrove_kernels.packing import Packed, dequantize, unfold
 
 
 @dataclass(frozen=True)
@@ -33,9 +24,7 @@ class PackedSource:
 
     def read(self) -> Tensor:
         """The values that the codes stand for, float32, in the original's shape."""
-        values = self._matrix().reshape(self.entry.permuted)
-        back = sorted(range(len(self.entry.axes)), key=lambda place: self.entry.axes[place])
-        return values.permute(back)
+        return unfold(self._matrix(), self.entry.shape, self.entry.axes)
 
     def fit(self, original: Tensor) -> GridFit:
         """How far `original`, of the original's shape, lies from this tensor's own grid."""
@@ -46,21 +35,7 @@ class PackedSource:
     def _matrix(self) -> Tensor:
         codes, scales = (self.parts[self.name + part].read() for part in (CODES, SCALES))
         zeros = self.parts[self.name + ZEROS].read() if self.name + ZEROS in self.parts else None
-        return dequantize(
-            Packed(codes, scales, zeros, self.entry.matrix[1], self.entry.bits, self.entry.group, 0.0, 0.0)
-        )
-
-
-def manifest_of(file: Path) -> QuantManifest | None:
-    """The manifest of a packed file; None for any other safetensors file.
-
-    Raises:
-        DataError: the manifest is broken, or the file does not hold what it says.
-    """
-    manifest = read_manifest(read_header(file).metadata, str(file))
-    if manifest is not None:
-        check_parts(manifest, tensors_of(file), str(file))
-    return manifest
+        return dequantize(Packed(codes, scales, zeros, self.entry.matrix[1], self.entry.bits, self.entry.group))
 
 
 def packed_sources(file: Path) -> dict[str, PackedSource]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from math import prod
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from modelgrove_hub.errors import CorruptFileError, DataError
 from modelgrove_hub.store.dtypes import DTYPES
-from modelgrove_hub.store.header import MAX_DIMENSIONS, MAX_ELEMENTS
+from modelgrove_hub.store.header import MAX_DIMENSIONS, MAX_ELEMENTS, read_header
 
 KEY = "modelgrove.quant"
 VERSION: Literal[1] = 1
@@ -134,6 +135,19 @@ def read_manifest(metadata: Mapping[str, str], where: str) -> QuantManifest | No
         fault = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in fault["loc"])
         raise DataError(f"{where}: metadata {KEY}: {place or 'manifest'}: {fault['msg']}") from None
+
+
+def manifest_of(file: Path) -> QuantManifest | None:
+    """The manifest of a packed file, checked against its tensors; None for any other safetensors file.
+
+    Raises:
+        DataError: the manifest is broken, or the file does not hold what it says.
+    """
+    header = read_header(file)
+    manifest = read_manifest(header.metadata, str(file))
+    if manifest is not None:
+        check_parts(manifest, header.tensors, str(file))
+    return manifest
 
 
 def check_parts(manifest: QuantManifest, tensors: Iterable[Described], where: str) -> None:

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modelgrove_hub.contracts import InputModel, LazyTensor
-from modelgrove_hub.formats.quantized import CODES, SCALES, ZEROS, PackedTensor, check_parts, read_manifest
+from modelgrove_hub.formats.quantized import CODES, SCALES, ZEROS, PackedTensor, manifest_of
 from modelgrove_hub.store.dtypes import DTYPES
-from modelgrove_hub.store.header import read_header
 from modelgrove_hub.store.tensors import tensors_of
 
 if TYPE_CHECKING:
@@ -38,9 +37,8 @@ def dequantized(model: InputModel) -> Iterator[tuple[str, Tensor]]:
 def dequantized_file(path: Path) -> Iterator[tuple[str, Tensor]]:
     """All tensors of one file under their original names; see `dequantized`."""
     stored: dict[str, LazyTensor] = {tensor.name: tensor for tensor in tensors_of(path)}
-    manifest = read_manifest(read_header(path).metadata, str(path))
+    manifest = manifest_of(path)
     if manifest is not None:
-        check_parts(manifest, stored.values(), str(path))
         for name, entry in manifest.tensors.items():
             yield name, unpack(entry, {part: stored.pop(part).read() for part in entry.parts(name)}, name)
     for name, tensor in stored.items():
@@ -80,12 +78,9 @@ def unpack(entry: PackedTensor, parts: Mapping[str, Tensor], name: str) -> Tenso
     """The tensor that `parts` stand for, in its original dtype, shape and order of axes."""
     import torch
 
-    from modelgrove_kernels.packing import Packed, dequantize
+    from modelgrove_kernels.packing import Packed, dequantize, unfold
 
-    columns = entry.matrix[1]
-    packed = Packed(
-        parts[name + CODES], parts[name + SCALES], parts.get(name + ZEROS), columns, entry.bits, entry.group, 0.0, 0.0
-    )
+    codes, scales, zeros = parts[name + CODES], parts[name + SCALES], parts.get(name + ZEROS)
+    packed = Packed(codes, scales, zeros, entry.matrix[1], entry.bits, entry.group)
     values = dequantize(packed, getattr(torch, str(DTYPES[entry.dtype].torch)))
-    back = sorted(range(len(entry.axes)), key=lambda place: entry.axes[place])
-    return values.reshape(entry.permuted).permute(back).contiguous()
+    return unfold(values, entry.shape, entry.axes)

@@ -17,6 +17,9 @@ _ROUNDING = 2.0**-10
 """Relative error of a product whose two factors were stored in half precision."""
 _SAME_DIRECTION = 0.999
 _RELATED = 0.1
+"""Median cosine from which updates are called related. Of the documented LoRAs in zoo/data/sample, 99 % of
+1102 pairs of different concepts lie below 0.09 (the highest is 0.19), and half of the 62 pairs of one
+concept, trained apart, above 0.10; at 0.3 nine in ten of these would be called unrelated."""
 _SHOWN = 3
 
 

@@ -164,6 +164,22 @@ def test_independent_adapters_are_unrelated(save, analyze):
     assert report["summary"].endswith("effective ranks 4 and 8")
 
 
+@pytest.mark.parametrize(("share", "word"), [(0.05, "unrelated"), (0.2, "related")])
+def test_adapters_that_share_a_fifth_of_their_update_are_related(share, word, save, analyze):
+    def mixed(seed):
+        own, common = adapter(seed, rank=40), adapter(0, rank=10)
+        return {
+            name: torch.cat([tensor * (1 if "lora_A" in name else part) for tensor, part in parts], dim)
+            for name in own
+            for dim in [0 if "lora_A" in name else 1]
+            for parts in [((own[name], ((1 - share) / 40) ** 0.5), (common[name], (share / 10) ** 0.5))]
+        }
+
+    models = [save(f"s{seed}", mixed(seed), adapter_type="lora") for seed in (1, 2)]
+
+    assert diff(analyze, *models)["summary"].startswith(f"{word} updates of 3 layers: median cosine")
+
+
 def test_an_adapter_and_a_model_are_not_compared(network, save, analyze):
     with pytest.raises(UsageError, match="compare adapter with adapter"):
         diff(analyze, save("model", network()), save("lora", adapter(0), adapter_type="lora"))

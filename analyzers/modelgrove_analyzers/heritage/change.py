@@ -18,7 +18,10 @@ _MARGIN = 1.5
 
 @dataclass(frozen=True)
 class Change:
-    """What became of one tensor. `rank` is None where it was not counted (vectors, quantized files)."""
+    """What became of one tensor.
+
+    `rank` is None where it was not counted: quantized files, and vectors that moved by more than rounding.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -54,10 +57,12 @@ def measure(name: str, before: Tensor, after: Tensor, dtypes: tuple[str, str] | 
         return Change(name, shape, 0.0, 0.0 if same else 1.0, float(same))
     relative = moved / (norm or other) if moved else 0.0
     cosine = float((a * b).sum()) / (norm * other) if norm and other else float(norm == other)
-    if dtypes is None or before.ndim < 2 or not moved or not delta.numel():
-        return Change(name, shape, norm, relative, cosine, 0 if dtypes and before.ndim >= 2 else None)
-    rows = len(delta)
+    if dtypes is None or not moved:
+        return Change(name, shape, norm, relative, cosine, None if dtypes is None else 0)
+    rows = len(delta) if before.ndim >= 2 else 1
     floor = noise_floor((a.reshape(rows, -1), b.reshape(rows, -1)), dtypes)
+    if before.ndim < 2:
+        return Change(name, shape, norm, relative, cosine, 0 if moved <= floor else None)
     rank, at_least = count_rank(delta.reshape(rows, -1), floor, exact_to)
     return Change(name, shape, norm, relative, cosine, rank, at_least)
 

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 from pydantic import Field
 
-from modelgrove_hub.contracts import API, Context, Kind, Params, Result
+from modelgrove_hub.contracts import API, Context, InputModel, Kind, Params, Result
 from modelgrove_hub.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from modelgrove_analyzers.heritage.change import Change
-    from modelgrove_analyzers.heritage.rounding import Rounding
     from modelgrove_hub.store.tensors import StoredTensor
+
+
+Cast: TypeAlias = tuple[str, int]
+"""A type, and which of the two models (0 or 1) is the other one rounded to it."""
 
 
 class DiffParams(Params):
@@ -56,20 +61,37 @@ class Diff:
 
 def _checkpoints(context: Context, params: DiffParams) -> dict[str, Any]:
     from modelgrove_analyzers.heritage.facts import lazy_tensors, plain_files, weight_files
-    from modelgrove_analyzers.heritage.story import tell
+    from modelgrove_analyzers.heritage.story import tell, with_article
 
     before, after = context.inputs
     files = [plain_files(model, context.temp) for model in (before, after)]
     mine, theirs = (lazy_tensors(part) for part in files)
     packed = files != [weight_files(before), weight_files(after)]
     pairs = _pairs(context, mine, theirs)
-    changes, rounding = _measure(context, pairs, params, ranks=params.ranks and not packed)
+    changes, cast = _measure(context, pairs, params, ranks=params.ranks and not packed)
     used = {other.name for _, other in pairs.values()}
     missing = [key for key in mine if key not in pairs]
     extra = [key for key, tensor in theirs.items() if key not in pairs and tensor.name not in used]
-    rounding = "quantized" if packed and not rounding and _small(changes) else rounding
-    summary = tell(changes, missing, extra, rounding, (before.name, after.name))
+    names = (before.name, after.name)
+    if packed and not cast and _small(changes):
+        cast = _packing(files, (before, after))
+    copy = f"{names[cast[1]]} is {with_article(cast[0])} copy of {names[not cast[1]]}" if cast else ""
+    summary = tell(changes, missing, extra, copy, names)
+    rounding = cast[0] if cast else ""
     return {"summary": summary, "rounding": rounding, "missing": missing, "extra": extra, **_table(changes, params)}
+
+
+def _packing(plain: Sequence[Mapping[str, Path]], models: Sequence[InputModel]) -> Cast | None:
+    """The integer type of the one of two models that is packed; of two packed ones, neither is the other's copy."""
+    from modelgrove_analyzers.heritage.facts import weight_files
+    from modelgrove_hub.formats.quantized import manifest_of
+
+    packed = [side for side in (0, 1) if plain[side] != weight_files(models[side])]
+    if len(packed) != 1:
+        return None
+    manifests = (manifest_of(file) for file in weight_files(models[packed[0]]).values())
+    bits = {entry.bits for manifest in manifests if manifest for entry in manifest.tensors.values()}
+    return f"int{min(bits)}" if bits else "quantized", packed[0]
 
 
 def _pairs(
@@ -88,21 +110,28 @@ def _pairs(
 
 def _measure(
     context: Context, pairs: Mapping[str, tuple[StoredTensor, StoredTensor]], params: DiffParams, *, ranks: bool
-) -> tuple[list[Change], str]:
-    """All changes, and the name of the one cast that explains them (or nothing)."""
+) -> tuple[list[Change], Cast | None]:
+    """All changes, and the one cast that explains them, if any."""
     from modelgrove_analyzers.heritage.change import measure
     from modelgrove_analyzers.heritage.rounding import MANTISSA, ROUNDINGS
 
     changes: list[Change] = []
-    possible: list[Rounding] = [rounding for rounding in ROUNDINGS if rounding.casts]
+    possible = [(rounding, side) for side in (1, 0) for rounding in ROUNDINGS if rounding.casts]
     for number, (key, (a, b)) in enumerate(pairs.items()):
         context.progress(number / len(pairs), key)
         before, after = a.read(), b.read()
         floats = a.dtype in MANTISSA and b.dtype in MANTISSA
         changes.append(measure(key, before, after, (a.dtype, b.dtype) if ranks and floats else None, params.exact_to))
         if changes[-1].changed:
-            possible = [r for r in possible if floats and bool((r.apply(before) == after.float()).all())]
-    return changes, possible[0].name if possible and any(change.changed for change in changes) else ""
+            both = (after, before)
+            possible = [
+                (way, side)
+                for way, side in possible
+                if floats and bool((way.apply(both[side]) == both[not side].float()).all())
+            ]
+    if not possible or not any(change.changed for change in changes):
+        return changes, None
+    return changes, (possible[0][0].name, possible[0][1])
 
 
 def _small(changes: Sequence[Change]) -> bool:

@@ -17,26 +17,25 @@ _SHOWN = 3
 
 
 def tell(
-    changes: Sequence[Change], missing: Sequence[str], extra: Sequence[str], rounding: str, names: tuple[str, str]
+    changes: Sequence[Change], missing: Sequence[str], extra: Sequence[str], copy: str, names: tuple[str, str]
 ) -> str:
     """One or two sentences on what became of A (`names[0]`) in B (`names[1]`).
 
-    `rounding` names a cast that explains every change, or is empty.
+    `copy` is the sentence on a cast or quantization that explains every change, or empty.
     """
-    parts = (
-        [_on_values(changes, rounding, names)] if changes else [f"{names[0]} and {names[1]} have no tensor in common"]
-    )
+    whole = "" if missing or extra else "all "
+    parts = [_on_values(changes, copy, whole)] if changes else [f"{names[0]} and {names[1]} have no tensor in common"]
     parts += [f"{names[1]} lacks {_listed(missing)} of {names[0]}"] if missing and changes else []
     parts += [f"{names[1]} has {_listed(extra)} more"] if extra and changes else []
     return "; ".join(parts)
 
 
-def _on_values(changes: Sequence[Change], rounding: str, names: tuple[str, str]) -> str:
+def _on_values(changes: Sequence[Change], copy: str, whole: str) -> str:
     changed = [change for change in changes if change.changed]
     if not changed:
-        return "identical weights" + (" in all that both have" if len(changes) > 1 else "")
-    if rounding:
-        return f"{names[1]} is {with_article(rounding)} copy of {names[0]}"
+        return f"identical weights in {whole}{len(changes)} tensors{'' if whole else ' that both have'}"
+    if copy:
+        return copy
     layers = [change for change in changes if len(change.shape) >= 2] or list(changes)
     moved = [change for change in layers if change.changed]
     if moved and median(change.cosine for change in moved) < _UNRELATED:

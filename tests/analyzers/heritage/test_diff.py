@@ -29,7 +29,7 @@ def diff(analyze, before, after, **params):
 def test_identical_weights_are_said_to_be_identical(network, save, analyze):
     report = diff(analyze, save("a", network()), save("b", network(), metadata={"note": "x"}))
 
-    assert report["summary"] == "identical weights in all that both have"
+    assert report["summary"] == "identical weights in all 17 tensors"
     assert report["changed"] == 0
 
 
@@ -52,6 +52,27 @@ def test_ranks_above_rounding_are_those_of_the_updates(pair, rank, dtype, networ
 
     assert {layer["rank"] for layer in report["layers"]} == {rank}
     assert report["summary"].startswith(f"a LoRA of rank ≤ {rank} was merged into 8 attention layers")
+
+
+def test_the_rounded_one_is_the_copy_whichever_comes_first(network, save, analyze):
+    report = diff(analyze, save("a", cast(network(), torch.float16)), save("b", network()))
+
+    assert report["summary"] == "a is an fp16 copy of b"
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_packed_copy_is_named_with_its_bits_whichever_comes_first(bits, network, save, analyze, pack):
+    base = save("base", network())
+    small = pack(base, "small", bits=bits)
+
+    assert diff(analyze, base, small)["summary"] == f"small is an int{bits} copy of base"
+    assert diff(analyze, small, base)["summary"] == f"small is an int{bits} copy of base"
+
+
+def test_a_lora_that_was_merged_before_a_cast_is_still_found(network, save, analyze):
+    report = diff(analyze, save("a", network()), save("b", cast(merged(network(), 4, 100), torch.float16)))
+
+    assert report["summary"].startswith("a LoRA of rank ≤ 4 was merged into 8 attention layers")
 
 
 def test_a_full_fine_tune_is_told_with_its_size(network, save, analyze):

@@ -93,9 +93,7 @@ def _plugins() -> Check:
     from modelgrove_hub.plugins import load_plugins
 
     states = load_plugins()
-    bad = [
-        f"{s.kind}.{s.name} of {s.distribution}: {s.reason}" for s in states if s.state in ("broken", "incompatible")
-    ]
+    bad = [f"{s.full_name} of {s.distribution}: {s.reason}" for s in states if s.state in ("broken", "incompatible")]
     fix = "update or remove the named packages" if bad else ""
     return Check("plugins", not bad, "; ".join(bad) or f"{len(states)} load", fix)
 

@@ -89,7 +89,7 @@ def find_plugin(name: str, config: Settings | None = None) -> PluginState:
     names = sorted({state.full_name for state in found})
     if len(names) > 1:
         raise UsageError(f"plugin {name!r} is ambiguous: say {' or '.join(names)}")
-    return found[0]
+    return next((state for state in found if state.state is State.OK), found[0])
 
 
 def check_params(plugin: type[Plugin], values: Mapping[str, Any]) -> Params:
@@ -133,7 +133,9 @@ def _examine(entry: EntryPoint, rivals: Sequence[str], wanted: frozenset[str], s
         return verdict(State.DISABLED, "safe mode loads modelgrove's own plugins only")
     if wanted and not wanted & {entry.name, name}:
         return verdict(State.DISABLED, "not in the allow-list (setting `plugins`)")
-    if rivals and not safe_mode:
+    if distribution != OWN and OWN in rivals:
+        return verdict(State.BROKEN, f"{entry.name} is one of modelgrove's own: choose another name")
+    if distribution != OWN and rivals:
         return verdict(State.BROKEN, f"declared by {distribution} and by {', '.join(rivals)}: uninstall one of them")
     try:
         plugin = entry.load()
@@ -176,7 +178,7 @@ def _distribution(entry: EntryPoint) -> str:
 def _where(error: BaseException) -> str:
     """The error and the place it came from, in one line."""
     message = " ".join(f"{type(error).__name__}: {error}".split())
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
     return f"{message} ({frames[-1].filename}:{frames[-1].lineno})" if frames else message
 
 

@@ -168,6 +168,16 @@ def test_two_distributions_with_one_name_are_both_refused(install):
     assert all("copycat" in state.reason and "tidy" in state.reason for state in states)
 
 
+def test_a_stranger_cannot_take_the_place_of_one_of_our_own(install):
+    install("impostor", "impostor_rtn", "raise SystemExit('imported')", "compressor.rtn = impostor_rtn:Rtn")
+
+    states = {state.distribution: state for state in load_plugins(SETTINGS) if state.full_name == "compressor.rtn"}
+    assert states["modelgrove"].state is State.OK
+    assert states["impostor"].state is State.BROKEN
+    assert "choose another name" in states["impostor"].reason
+    assert get_plugin("rtn", SETTINGS) is states["modelgrove"].plugin
+
+
 def test_safe_mode_imports_no_third_party(install):
     install("wild", "wild_shrink", "raise SystemError('imported')", "compressor.shrink = wild_shrink:Shrink")
 

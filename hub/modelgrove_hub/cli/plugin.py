@@ -11,7 +11,6 @@ import click
 from modelgrove_hub.cli.output import json_option, print_facts, print_json, print_table, say
 from modelgrove_hub.errors import PluginError
 
-
 _LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
 
@@ -37,7 +36,7 @@ def list_(as_json: bool) -> None:
         return
     print_table(
         ("plugin", "state", "from", "what it does"),
-        ((f"{s.kind}.{s.name}", s.state, s.distribution, s.plugin.summary if s.plugin else s.reason) for s in states),
+        ((s.full_name, s.state, s.distribution, s.plugin.summary if s.plugin else s.reason) for s in states),
         empty="No plugins are installed.",
     )
 

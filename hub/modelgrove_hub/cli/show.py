@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 import click
 
 from modelgrove_hub.cli.output import human_size, json_option, print_facts, print_json
 from modelgrove_hub.cli.work import open_hub
 
 _CARD_LINES = 12
+_TARGETS = 8
 
 
 @click.command()
@@ -19,7 +23,7 @@ def show(model: str, as_json: bool) -> None:
     from modelgrove_hub.registry.models import files_of, find, find_revision
 
     hub = open_hub()
-    with hub.transaction() as session:
+    with hub.reading() as session:
         row, revision = find(session, model), find_revision(session, model)
         files = files_of(session, revision)
         up = [link.describe() for link in parents(session, revision)]
@@ -34,6 +38,7 @@ def show(model: str, as_json: bool) -> None:
             ("name", row.name),
             ("kind", " ".join(filter(None, (row.kind, row.adapter_type)))),
             ("family", " ".join(filter(None, (row.family, summary.get("variant"))))),
+            *_looks(summary),
             ("trust", row.trust),
             ("base", row.declared_base or ", ".join(summary.get("base_candidates", []))),
             ("licence", row.licence),
@@ -43,7 +48,7 @@ def show(model: str, as_json: bool) -> None:
             ("revision", revision.digest[:12]),
             ("parents", up),
             ("children", down),
-            ("why", "; ".join(summary.get("reasons", []))),
+            *(("" if number else "why", reason) for number, reason in enumerate(summary.get("reasons", []))),
         ]
     )
     for file in files:
@@ -53,3 +58,21 @@ def show(model: str, as_json: bool) -> None:
         click.echo("\n" + "\n".join(lines[:_CARD_LINES]))
         if len(lines) > _CARD_LINES:
             click.echo(f"… {len(lines) - _CARD_LINES} more lines of its card: modelgrove show {row.name} --json")
+
+
+def _looks(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What recognition saw, in words: how the weights are stored, what an adapter changes, what it is told by."""
+    dtypes = ", ".join(f"{dtype} × {count}" for dtype, count in summary.get("dtypes", {}).items())
+    yield "format", ": ".join(filter(None, (summary.get("format"), dtypes)))
+    if ranks := summary.get("ranks"):
+        low, high = ranks["min"], ranks["max"]
+        yield "rank", str(low) if low == high else f"{low} to {high}, mostly {ranks['common']}"
+    if sections := summary.get("sections"):
+        yield "changes", ", ".join(f"{count} modules of the {part}" for part, count in sections.items())
+    if targets := summary.get("targets"):
+        yield "modules", ", ".join(f"{name} × {count}" for name, count in list(targets.items())[:_TARGETS])
+    if parts := summary.get("parts"):
+        yield "parts", ", ".join(f"{part}: {family}" for part, family in parts.items())
+    yield "triggers", summary.get("metadata", {}).get("trigger_words", [])
+    if summary.get("tensors"):
+        yield "explained", f"{summary.get('coverage', 0):.0%} of {summary['tensors']} tensors"

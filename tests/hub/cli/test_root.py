@@ -58,6 +58,27 @@ def test_ls_and_show_answer_in_text_and_json(ready):
     assert json.loads(ready("show", "tiny", "--json").stdout)["files"][0]["path"] == "tiny.safetensors"
 
 
+def test_show_says_what_an_adapter_changes(ready, tmp_path):
+    module = "unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_k"
+    factors = {f"{module}.lora_A.weight": torch.ones(4, 8), f"{module}.lora_B.weight": torch.ones(8, 4)}
+    save_file(factors, tmp_path / "style.safetensors")
+    ready("ingest", str(tmp_path / "style.safetensors"))
+    shown = dict(line.split(maxsplit=1) for line in ready("show", "style").stdout.splitlines()[:12])
+    assert shown["kind"] == "adapter lora"
+    assert shown["format"] == "safetensors: F32 × 2"
+    assert shown["rank"] == "4"
+    assert shown["changes"] == "1 modules of the denoiser"
+    assert shown["modules"] == "attn2.to_k × 1"
+    assert shown["explained"] == "100% of 2 tensors"
+
+
+def test_plugin_show_says_types_limits_and_defaults(modelgrove):
+    lines = modelgrove("plugin", "show", "compressor.rtn").stdout.splitlines()
+    (smallest,) = [line for line in lines if line.startswith("--smallest")]
+    assert "integer ≥ 0" in smallest
+    assert any("--skip" in line and "list of string" in line for line in lines)
+
+
 def test_a_wrong_name_offers_near_ones_in_one_line(ready):
     done = ready("show", "tinny")
     assert done.returncode == 3

@@ -140,6 +140,14 @@ def test_a_single_file_of_sdxl_has_two_text_encoders():
     assert found.parts["text_encoder_2"] == "clip"
 
 
+@pytest.mark.parametrize("prefix", ["ema.", "ema_model.", "model_ema."])
+def test_a_second_averaged_copy_of_the_weights_does_not_hide_the_family(prefix):
+    network = dict(shapes("zoo"))
+    averaged = {prefix + name: tensor for name, tensor in network.items()}
+    found = recognise(listing(network | averaged))
+    assert (found.family, found.coverage) == ("zoo", 1), found.reasons
+
+
 def test_an_original_controlnet_keeps_its_prefix():
     unet = {k: v for k, v in original.ldm_unet().items() if not k.startswith(("out", "output_blocks"))}
     unet |= original.conv("zero_convs.0.0", 320, 320, 1) | original.conv("input_hint_block.0", 16, 3)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Literal
 
@@ -87,7 +86,7 @@ def register(
         weights_hash=weights_hash(tensors),
         values_hash=values_hash(tensors),
         inventory_hash=inventory_hash(tensors),
-        parameters=sum(prod(row.shape) for row in tensors),
+        parameters=recognition.parameters,
         size=sum(scan.size for scan in prepared.scans.values()),
     )
     if created:

@@ -42,6 +42,16 @@ def test_a_lora_is_registered_with_what_it_is(home, lora, tmp_path):
         assert [file["place"] for file in files_of(session, revision)] == [str(tmp_path / "in/cat.safetensors")]
 
 
+def test_the_parameters_of_an_onnx_graph_are_counted(home, tmp_path):
+    tensor = bytes([0x08, 2, 0x08, 3, 0x10, 1, 0x42, 9]) + b"network.w"  # dims 2 and 3, float, its name
+    graph = bytes([0x2A, len(tensor)]) + tensor
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/net.onnx").write_bytes(bytes([0x08, 8, 0x3A, len(graph)]) + graph)
+    assert outcomes(home, tmp_path / "in")["net.onnx"].outcome == "new"
+    with home.transaction() as session:
+        assert find_revision(session, "net").parameters == 6
+
+
 def test_again_is_known_and_not_read(home, lora, tmp_path, monkeypatch):
     lora(tmp_path / "in/cat.safetensors")
     outcomes(home, tmp_path / "in")

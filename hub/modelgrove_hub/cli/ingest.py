@@ -35,16 +35,22 @@ _MODES = click.Choice(["reference", "hardlink", "copy"])
 @json_option
 def ingest(paths: tuple[Path, ...], mode: Any, workers: int, dry_run: bool, as_json: bool) -> None:
     """Register every model under PATHS; running it again only reads what changed."""
+    from modelgrove_hub.formats.texts import one_line
     from modelgrove_hub.ingest.discover import discover
     from modelgrove_hub.ingest.pipeline import ingest as run
 
     if dry_run:
         found = [item for path in paths for item in discover(path)]
         if as_json:
-            print_json([{"path": str(item.root), "name": item.name, "files": len(item.files)} for item in found])
+            print_json(
+                [
+                    {"path": one_line(str(item.root)), "name": one_line(item.name), "files": len(item.files)}
+                    for item in found
+                ]
+            )
         else:
             for model in found:
-                click.echo(f"{model.name}  {model.root}")
+                click.echo(one_line(f"{model.name}  {model.root}"))
         return
     results = []
     for item in run(open_hub(), paths, mode, workers):

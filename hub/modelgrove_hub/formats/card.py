@@ -9,8 +9,25 @@ from typing import Any
 
 import yaml
 
+from modelgrove_hub.formats.texts import readable
+
 MAX_CARD = 1 << 20
+MAX_FRONT = 1 << 17
+"""Characters of front matter: the parser needs a second for 50,000."""
+MAX_FIELD = 200
+MAX_TAGS = 100
 _FENCE = "---\n"
+
+
+class _PlainLoader(yaml.BaseLoader):
+    """Every scalar is a text; no tags, and no aliases, which could make a small file a huge one."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """One node of the document."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
+            raise yaml.YAMLError("an alias or a tag")
+        return super().compose_node(parent, index)
 
 
 @dataclass(frozen=True)
@@ -29,14 +46,14 @@ def read_card(files: Mapping[str, Path]) -> Card:
     if name is None:
         return Card()
     with files[name].open("rb") as file:
-        text = file.read(MAX_CARD).decode("utf-8", "replace")
+        text = file.read(MAX_CARD).decode("utf-8", "replace").replace("\0", "")
     fields, body = _front_matter(text)
     tags = fields.get("tags")
     return Card(
         text=body.strip(),
         licence=_text(fields.get("license")),
         base=_text(fields.get("base_model")),
-        tags=tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else (),
+        tags=tuple(shown for tag in tags[:MAX_TAGS] if (shown := _text(tag))) if isinstance(tags, list) else (),
     )
 
 
@@ -44,8 +61,10 @@ def _front_matter(text: str) -> tuple[dict[str, Any], str]:
     text = text.replace("\r\n", "\n")
     if not text.startswith(_FENCE) or (end := text.find("\n" + _FENCE, 3)) < 0:
         return {}, text
+    if end > MAX_FRONT:
+        return {}, text
     try:
-        fields = yaml.safe_load(text[len(_FENCE) : end + 1])
+        fields = yaml.load(text[len(_FENCE) : end + 1], _PlainLoader)  # noqa: S506  (makes texts, lists and dicts only)
     except (yaml.YAMLError, RecursionError):
         return {}, text
     return (fields, text[end + 1 + len(_FENCE) :]) if isinstance(fields, dict) else ({}, text)
@@ -54,4 +73,5 @@ def _front_matter(text: str) -> tuple[dict[str, Any], str]:
 def _text(value: object) -> str | None:
     # Cards name one base or a list of them; the first is the parent.
     first = value[0] if isinstance(value, list) and value else value
-    return str(first) if isinstance(first, str) and first else None
+    shown = readable(first, MAX_FIELD) if isinstance(first, str) else ""
+    return shown if shown not in ("", "null", "~") else None

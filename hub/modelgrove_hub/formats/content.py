@@ -22,6 +22,27 @@ class Format(StrEnum):
 
 
 _SUFFIXES = {".safetensors": Format.SAFETENSORS, ".gguf": Format.GGUF, ".onnx": Format.ONNX}
+_TITLES = {
+    Format.SAFETENSORS: "a safetensors file",
+    Format.GGUF: "a GGUF file",
+    Format.ONNX: "an ONNX model",
+    Format.PICKLE: "a pickle (or an archive of pickles)",
+}
+_OTHERS = {
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!\x1a\x07": "a RAR archive",
+    b"\x1f\x8b": "a gzip file",
+    b"BZh": "a bzip2 file",
+    b"\xfd7zXZ\0": "an xz file",
+    b"\x28\xb5\x2f\xfd": "a Zstandard file",
+    b"version https://git-lfs": "a Git LFS pointer, not the file: run git lfs pull",
+    b"<!doctype html": "a web page",
+    b"<!DOCTYPE html": "a web page",
+    b"<html": "a web page",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy file",
+}
+"""First bytes of files that are often met under a weight file's name."""
 
 
 def detect(path: Path) -> Format:
@@ -31,13 +52,26 @@ def detect(path: Path) -> Format:
     format, so that the reader can say what is wrong with it.
 
     Raises:
-        CorruptFileError: neither bytes nor name are of a known weight format.
+        CorruptFileError: its bytes are of another format than its name says, or of none that is known.
         NotFoundError, DataError, StorageError: it cannot be opened.
     """
+    claimed = _SUFFIXES.get(path.suffix)
+    found = _by_bytes(path)
+    if isinstance(found, Format):
+        if claimed and found is not claimed:
+            raise CorruptFileError(f"{path}: is {_TITLES[found]}, not {_TITLES[claimed]}")
+        return found
+    if claimed and not found.startswith("is "):
+        return claimed
+    raise CorruptFileError(f"{path}: {found}; known weight formats are safetensors, GGUF, ONNX and pickle")
+
+
+def _by_bytes(path: Path) -> Format | str:
+    """The format, or what is known of a file that has none of ours."""
     with open_regular(path) as file, storage_errors(path):
         size = file.seek(0, 2)
         file.seek(0)
-        start = file.read(16)
+        start = file.read(32)
         if _starts_safetensors(start, size):
             return Format.SAFETENSORS
         if start.startswith(b"GGUF"):
@@ -46,10 +80,10 @@ def detect(path: Path) -> Format:
             return Format.PICKLE
         if looks_like_onnx(file, size):
             return Format.ONNX
-    if path.suffix in _SUFFIXES:
-        return _SUFFIXES[path.suffix]
-    what = "is empty" if size == 0 else f"starts with {start[:8].hex(' ')}"
-    raise CorruptFileError(f"{path}: no known weight format ({what}); known are safetensors, GGUF, ONNX and pickle")
+    if size == 0:
+        return "is empty"
+    what = next((what for mark, what in _OTHERS.items() if start.startswith(mark)), None)
+    return f"is {what}" if what else f"starts with {start[:8].hex(' ')}"
 
 
 def _starts_safetensors(start: bytes, size: int) -> bool:

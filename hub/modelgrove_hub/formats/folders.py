@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,11 +14,13 @@ from modelgrove_hub.formats.card import read_card
 from modelgrove_hub.formats.content import Format
 from modelgrove_hub.formats.listing import Contents, ListedTensor, Listing, Role, read_contents
 from modelgrove_hub.formats.pickles import PickleReport
+from modelgrove_hub.formats.walking import MAX_FILES, files_below
 from modelgrove_hub.store.disk import open_regular, storage_errors
 
-MAX_FILES = 10_000
 MAX_CONFIG = 2**20
 MAX_INDEX = 32 * 2**20
+MAX_BRACKETS = 100_000
+"""`{` and `[` in a file: an index has two, the largest configs a few thousand."""
 
 _CONFIGS = {"model_index.json", "config.json", "adapter_config.json", "scheduler_config.json"}
 _WEIGHTS = {".safetensors", ".gguf", ".onnx"}
@@ -55,7 +57,8 @@ class _Gathered:
 
 def list_folder(folder: Path, within: Path) -> Listing:
     """List the model in `folder`; see `list_model`."""
-    files = dict(_walk(folder, within.resolve()))
+    files = files_below(folder)
+    _refuse_links(files, within.resolve())
     gathered = _Gathered(files={path: _plain_role(path) for path in files})
     configs = {path: _read_json(file, MAX_CONFIG) for path, file in files.items() if file.name in _CONFIGS}
     parts = _parts(files)
@@ -78,19 +81,10 @@ def list_folder(folder: Path, within: Path) -> Listing:
     )
 
 
-def _walk(folder: Path, within: Path) -> Iterator[tuple[str, Path]]:
-    found = 0
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if any(name.startswith(".") for name in inside.parts):
-            continue
+def _refuse_links(files: Mapping[str, Path], within: Path) -> None:
+    for path in files.values():
         if path.is_symlink() and not path.resolve().is_relative_to(within):
             raise UnsafeFileError(f"{path}: a link to {path.resolve()}, outside {within}")
-        if path.is_file():
-            found += 1
-            if found > MAX_FILES:
-                raise DataError(f"{folder}: more than {MAX_FILES} files; that is no model")
-            yield inside.as_posix(), path
 
 
 def _parts(files: Mapping[str, Path]) -> list[str]:
@@ -202,13 +196,23 @@ def _read_json(file: Path, most: int) -> dict[str, Any]:
         raw = stream.read(most + 1)
     if len(raw) > most:
         raise CorruptFileError(f"{file}: more than {most} bytes of JSON")
+    if raw.count(b"[") + raw.count(b"{") > MAX_BRACKETS:
+        raise CorruptFileError(f"{file}: more than {MAX_BRACKETS} brackets of JSON")
     try:
-        parsed = json.loads(raw)
+        parsed = json.loads(raw, object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(f"{file}: not JSON: {error}") from None
     if not isinstance(parsed, dict):
         raise CorruptFileError(f"{file}: not a JSON object")
     return parsed
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
+        # Two readers could see two different models.
+        raise ValueError("a key is given twice")
+    return entries
 
 
 def _parent(path: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from math import prod
+from operator import itemgetter
 from typing import BinaryIO, Never
 
 from modelgrove_hub.errors import CorruptFileError
@@ -16,6 +17,9 @@ from modelgrove_hub.store.header import name_fault
 MAX_PAIRS = 10_000
 MAX_TENSORS = 100_000
 MAX_STRING = 2**20
+MAX_KEY = 1024
+MAX_VALUES = 4_000_000
+"""Strings and arrays in all arrays together: without it a large file could keep the reader busy for hours."""
 MAX_ARRAY = 16 * 2**20
 MAX_TEXTS = 2 * 2**20
 """Strings in one array; the largest vocabularies have a quarter of a million."""
@@ -25,7 +29,7 @@ MAX_KEPT = 8 * 2**20
 """Characters of metadata that are kept."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_STRING, _ARRAY = 8, 9
+_UINT32, _STRING, _ARRAY = 4, 8, 9
 
 BLOCKS: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4),
@@ -80,7 +84,7 @@ def parse_gguf(file: BinaryIO, size: int, name: str) -> GgufHeader:
 
 class _Reader:
     def __init__(self, file: BinaryIO, size: int, name: str) -> None:
-        self.file, self.size, self.name, self.kept = file, size, name, 0
+        self.file, self.size, self.name, self.kept, self.values, self.alignment = file, size, name, 0, 0, 32
 
     def header(self) -> GgufHeader:
         if self.take(4) != b"GGUF":
@@ -92,18 +96,21 @@ class _Reader:
         pairs = self.count("<Q", MAX_PAIRS, "key/value pairs")
         metadata = self.metadata(pairs)
         records = [self.record() for _ in range(tensors)]
-        self.check_places(records, metadata.get("general.alignment", "32"))
         if len({record[0] for record in records}) != len(records):
             self.refuse("two tensors have one name")
+        self.check_places(records)
         return {key: (BLOCKS[kind][0], shape) for key, kind, shape, _ in records}, metadata
 
     def metadata(self, pairs: int) -> dict[str, str]:
         out: dict[str, str] = {}
         for _ in range(pairs):
-            key = self.text()
+            key = self.text(MAX_KEY)
             if key in out:
-                self.refuse(f"the key {key[:60]!r} is there twice")
-            out[key] = self.value(self.number("<I"), 0)
+                self.refuse(f"the key {key[:60]!a} is there twice")
+            kind = self.number("<I")
+            out[key] = self.value(kind, 0)
+            if key == "general.alignment":
+                self.set_alignment(kind, out[key])
         return out
 
     def value(self, kind: int, depth: int) -> str:
@@ -124,6 +131,9 @@ class _Reader:
         if fixed:
             self.skip(length * struct.calcsize(_SCALARS[kind]))
         else:
+            self.values += length
+            if self.values > MAX_VALUES:
+                self.refuse(f"more than {MAX_VALUES} strings and arrays in its metadata")
             for _ in range(length):
                 self.value(kind, depth + 1)
         return f"[{length} × {'string' if kind == _STRING else 'array' if kind == _ARRAY else 'number'}]"
@@ -143,20 +153,27 @@ class _Reader:
             self.refuse(f"tensor {name!r}: rows of {shape[-1]} are no whole blocks of {BLOCKS[kind][0]}")
         return name, kind, shape, self.number("<Q")
 
-    def check_places(self, records: list[tuple[str, int, tuple[int, ...], int]], alignment: str) -> None:
-        if not alignment.isdigit() or not 0 < int(alignment) <= 2**20:
-            self.refuse(f"an alignment of {alignment[:20]!r}")
-        step = int(alignment)
+    def set_alignment(self, kind: int, value: str) -> None:
+        if kind != _UINT32 or not 0 < int(value) <= 2**20:
+            self.refuse(f"an alignment of {value[:20]!a}")
+        self.alignment = int(value)
+
+    def check_places(self, records: list[tuple[str, int, tuple[int, ...], int]]) -> None:
+        step = self.alignment
         start = -(-self.file.tell() // step) * step
-        for name, kind, shape, offset in records:
+        position = 0
+        for name, kind, shape, offset in sorted(records, key=itemgetter(3)):
             _, elements, octets = BLOCKS[kind]
             if offset % step:
                 self.refuse(f"tensor {name!r} is not aligned to {step} bytes")
-            if start + offset + prod(shape) // elements * octets > self.size:
+            if offset < position:
+                self.refuse(f"tensor {name!r} overlaps the one before")
+            position = offset + prod(shape) // elements * octets
+            if start + position > self.size:
                 self.refuse(f"truncated: tensor {name!r} ends after the file's {self.size} bytes")
 
-    def text(self) -> str:
-        length = self.count("<Q", MAX_STRING, "bytes of a string")
+    def text(self, most: int = MAX_STRING) -> str:
+        length = self.count("<Q", most, "bytes of a string")
         try:
             return self.take(length).decode("utf-8")
         except UnicodeDecodeError:

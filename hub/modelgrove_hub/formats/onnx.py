@@ -1,36 +1,48 @@
 """The parameters of an ONNX graph, read from the protobuf wire format without its schema.
 
 Field numbers after onnx.proto: ModelProto.graph = 7, metadata_props = 14; GraphProto.node = 1,
-initializer = 5; TensorProto.dims = 1, data_type = 2, name = 8. The data are passed over. A graph
+initializer = 5; TensorProto.dims = 1, data_type = 2, name = 8, external_data = 13. The data are passed over. A graph
 is opaque here: its nodes are counted, never run.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from typing import BinaryIO, Never
 
 from modelgrove_hub.errors import CorruptFileError
-from modelgrove_hub.store.header import name_fault
+from modelgrove_hub.store.header import MAX_ELEMENTS, name_fault
 
 MAX_INITIALISERS = 100_000
 MAX_SIDES = 8
 MAX_TEXT = 64 * 1024
 MAX_PROPERTIES = 1000
-MAX_FIELDS = 5_000_000
-"""Fields of a graph or model; the largest exports have tens of thousands of nodes."""
+MAX_FIELDS = 2_000_000
+"""Fields that are looked at in one file; the largest exports have tens of thousands of nodes."""
+MAX_TOP_FIELDS = 20_000
+"""Of the model itself, by which an ONNX file is told from others: a graph, opsets, properties, functions."""
 
 _DTYPES = {
     1: "F32", 2: "U8", 3: "I8", 4: "U16", 5: "I16", 6: "I32", 7: "I64", 8: "STRING", 9: "BOOL", 10: "F16",
     11: "F64", 12: "U32", 13: "U64", 14: "C64", 15: "C128", 16: "BF16", 17: "F8_E4M3", 18: "F8_E4M3FNUZ",
     19: "F8_E5M2", 20: "F8_E5M2FNUZ", 21: "U4", 22: "I4", 23: "F4",
 }  # fmt: skip
+_UP = re.compile(r"(^|[/\\])\.\.([/\\]|$)")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class _BrokenError(ValueError):
     """The bytes are no protobuf, or break a limit."""
+
+
+class _Wire:
+    """The file, how many more fields of it will be looked at, and the elements of the tensors so far."""
+
+    def __init__(self, file: BinaryIO, left: int) -> None:
+        self.file, self.left, self.elements = file, left, 0
 
 
 @dataclass
@@ -45,7 +57,7 @@ class OnnxGraph:
 def looks_like_onnx(file: BinaryIO, size: int) -> bool:
     """Whether the whole file is one protobuf message with an IR version first and a graph."""
     try:
-        fields = [(number, kind) for number, kind, _ in _fields(file, 0, size)]
+        fields = [(number, kind) for number, kind, _ in _fields(_Wire(file, MAX_TOP_FIELDS), 0, size)]
     except _BrokenError:
         return False
     return bool(fields) and fields[0] == (1, _VARINT) and (7, _BYTES) in fields
@@ -57,16 +69,16 @@ def parse_onnx(file: BinaryIO, size: int, name: str) -> OnnxGraph:
     Raises:
         CorruptFileError: the bytes are no ONNX model, or a limit is broken; the message has `name`.
     """
-    graph, graphs = OnnxGraph(), 0
+    graph, graphs, wire = OnnxGraph(), 0, _Wire(file, MAX_FIELDS)
     try:
-        for number, kind, value in _fields(file, 0, size):
+        for number, kind, value in _fields(wire, 0, size):
             if kind == _BYTES and number == 7:
-                _read_graph(file, value, graph)
+                _read_graph(wire, value, graph)
                 graphs += 1
             elif kind == _BYTES and number == 14:
-                _read_property(file, value, graph)
+                _read_property(wire, value, graph)
             elif kind == _BYTES and number == 2:
-                graph.metadata["producer"] = _text(file, value)
+                graph.metadata["producer"] = _text(wire, value)
         if graphs != 1:
             _refuse("no graph" if graphs == 0 else f"{graphs} graphs")
     except _BrokenError as error:
@@ -74,25 +86,27 @@ def parse_onnx(file: BinaryIO, size: int, name: str) -> OnnxGraph:
     return graph
 
 
-def _read_graph(file: BinaryIO, span: tuple[int, int], graph: OnnxGraph) -> None:
-    for number, kind, value in _fields(file, *span):
+def _read_graph(wire: _Wire, span: tuple[int, int], graph: OnnxGraph) -> None:
+    for number, kind, value in _fields(wire, *span):
         if kind != _BYTES:
             continue
         if number == 1:
             graph.nodes += 1
         elif number == 5:
-            _read_initialiser(file, value, graph)
+            _read_initialiser(wire, value, graph)
 
 
-def _read_initialiser(file: BinaryIO, span: tuple[int, int], graph: OnnxGraph) -> None:
+def _read_initialiser(wire: _Wire, span: tuple[int, int], graph: OnnxGraph) -> None:
     name, code, shape = "", 0, []
-    for number, kind, value in _fields(file, *span):
+    for number, kind, value in _fields(wire, *span):
         if number == 1:
-            shape += [value[0]] if kind == _VARINT else list(_varints(file, value))
+            shape += [value[0]] if kind == _VARINT else list(_varints(wire, value))
         elif number == 2 and kind == _VARINT:
             code = value[0]
         elif number == 8 and kind == _BYTES:
-            name = _text(file, value)
+            name = _text(wire, value)
+        elif number == 13 and kind == _BYTES:
+            _check_place(wire, value)
         if len(shape) > MAX_SIDES:
             _refuse(f"an initialiser has more than {MAX_SIDES} dimensions")
     if fault := name_fault(name):
@@ -101,59 +115,72 @@ def _read_initialiser(file: BinaryIO, span: tuple[int, int], graph: OnnxGraph) -
         _refuse(f"two initialisers are called {name!r}")
     if code not in _DTYPES:
         _refuse(f"initialiser {name!r} has the unknown type {code}")
-    if any(side >= 2**48 for side in shape):
+    wire.elements += prod(shape)
+    if any(side >= MAX_ELEMENTS for side in shape) or wire.elements > MAX_ELEMENTS:
         _refuse(f"initialiser {name!r} has an impossible size")
     if len(graph.tensors) >= MAX_INITIALISERS:
         _refuse(f"more than {MAX_INITIALISERS} initialisers")
     graph.tensors[name] = (_DTYPES[code], tuple(shape))
 
 
-def _read_property(file: BinaryIO, span: tuple[int, int], graph: OnnxGraph) -> None:
-    texts = {number: _text(file, value) for number, kind, value in _fields(file, *span) if kind == _BYTES}
-    if len(graph.metadata) < MAX_PROPERTIES and 1 in texts:
-        graph.metadata[texts[1]] = texts.get(2, "")
+def _check_place(wire: _Wire, span: tuple[int, int]) -> None:
+    """Data in another file must lie in the model's own folder."""
+    key, place = _entry(wire, span)
+    if key == "location" and (not place or place[0] in "/\\" or place[1:2] == ":" or _UP.search(place)):
+        _refuse(f"data of an initialiser are outside the model's folder: {place[:80]!a}")
 
 
-def _fields(file: BinaryIO, start: int, end: int) -> Iterator[tuple[int, int, tuple[int, int]]]:
+def _entry(wire: _Wire, span: tuple[int, int]) -> tuple[str, str]:
+    texts = {number: _text(wire, value) for number, kind, value in _fields(wire, *span) if kind == _BYTES}
+    return texts.get(1, ""), texts.get(2, "")
+
+
+def _read_property(wire: _Wire, span: tuple[int, int], graph: OnnxGraph) -> None:
+    key, value = _entry(wire, span)
+    if len(graph.metadata) < MAX_PROPERTIES and key:
+        graph.metadata[key] = value
+
+
+def _fields(wire: _Wire, start: int, end: int) -> Iterator[tuple[int, int, tuple[int, int]]]:
     """Number, wire type and value of the fields in [start, end): a varint as (value, 0), else the value's span."""
     at = start
-    for _ in range(MAX_FIELDS):
-        if at == end:
-            return
-        file.seek(at)
-        tag = _varint(file)
+    while at != end:
+        wire.left -= 1
+        if wire.left < 0:
+            _refuse("too many fields")
+        wire.file.seek(at)
+        tag = _varint(wire.file)
         number, kind = tag >> 3, tag & 7
         if number == 0:
             _refuse("a field has the number 0")
         if kind == _VARINT:
-            value = (_varint(file), 0)
-            at = file.tell()
+            value = (_varint(wire.file), 0)
+            at = wire.file.tell()
         else:
-            value = _span(file, kind)
+            value = _span(wire, kind)
             at = value[1]
         if at > end:
             _refuse("a field ends after the message it is in")
         yield number, kind, value
-    _refuse("too many fields")
 
 
-def _span(file: BinaryIO, kind: int) -> tuple[int, int]:
+def _span(wire: _Wire, kind: int) -> tuple[int, int]:
     if kind == _BYTES:
-        length = _varint(file)
+        length = _varint(wire.file)
     elif kind in (_FIXED64, _FIXED32):
         length = 8 if kind == _FIXED64 else 4
     else:
         _refuse(f"the wire type {kind}")
-    start = file.tell()
+    start = wire.file.tell()
     return start, start + length
 
 
-def _varints(file: BinaryIO, span: tuple[int, int]) -> Iterator[int]:
-    file.seek(span[0])
+def _varints(wire: _Wire, span: tuple[int, int]) -> Iterator[int]:
+    wire.file.seek(span[0])
     for _ in range(MAX_SIDES + 1):
-        if file.tell() >= span[1]:
+        if wire.file.tell() >= span[1]:
             return
-        yield _varint(file)
+        yield _varint(wire.file)
 
 
 def _varint(file: BinaryIO) -> int:
@@ -169,12 +196,12 @@ def _varint(file: BinaryIO) -> int:
     return _refuse("a number is longer than 64 bits")
 
 
-def _text(file: BinaryIO, span: tuple[int, int]) -> str:
+def _text(wire: _Wire, span: tuple[int, int]) -> str:
     if span[1] - span[0] > MAX_TEXT:
         _refuse(f"a text of {span[1] - span[0]} bytes, at most {MAX_TEXT} are allowed")
-    file.seek(span[0])
+    wire.file.seek(span[0])
     try:
-        return file.read(span[1] - span[0]).decode("utf-8")
+        return wire.file.read(span[1] - span[0]).decode("utf-8")
     except UnicodeDecodeError:
         _refuse("a text is not UTF-8")
 

@@ -7,10 +7,13 @@ it imports, so every pickle is quarantined, whatever this reader says.
 from __future__ import annotations
 
 import pickletools
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import islice
 from typing import BinaryIO
 
 MAX_PICKLE = 16 * 2**20
@@ -18,10 +21,16 @@ MAX_PICKLE = 16 * 2**20
 MAX_DIRECTORY = 16 * 2**20
 """Bytes of a zip's central directory."""
 MAX_IMPORTS = 20
+MAX_OPCODES = 1_000_000
+"""Opcodes that are looked at; a checkpoint's pickle has a hundred a tensor."""
 
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa85019")
-_ZIP = b"PK\x03\x04"
 _END_OF_DIRECTORY = b"PK\x05\x06"
+_ZIP = (b"PK\x03\x04", _END_OF_DIRECTORY)
+_END_OF_DIRECTORY_64 = b"PK\x06\x06"
+_PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How a member may be packed: other methods let the archive say how much memory it takes to unpack it."""
+_TAR_MEMBERS = {b"sys_info", b"pickle", b"tensors", b"storages"}
 _STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
 
 
@@ -36,12 +45,12 @@ class PickleReport:
 def looks_like_pickle(file: BinaryIO, size: int) -> bool:
     """Whether the file is a zip or tar archive, torch's old format or a bare pickle. It is read from its start."""
     start = _read_at(file, 0, 512)
-    if start.startswith((_ZIP, _LEGACY)) or _is_tar(start):
+    if start.startswith((*_ZIP, _LEGACY)) or _is_tar(start):
         return True
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return True
     # Protocols 0 and 1 have no mark: then every byte up to STOP must be an opcode's.
-    return start[:1] in (b"(", b"c", b"]", b"}", b"l", b"d") and _ends_well(_read_at(file, 0, min(size, MAX_PICKLE)))
+    return start[:1] not in (b"", b".") and _ends_well(_read_at(file, 0, min(size, MAX_PICKLE)))
 
 
 def inspect_pickle(file: BinaryIO, size: int) -> PickleReport:
@@ -50,7 +59,8 @@ def inspect_pickle(file: BinaryIO, size: int) -> PickleReport:
     if start.startswith(_ZIP):
         return _inspect_zip(file, size)
     if _is_tar(start):
-        return PickleReport("tar archive of torch's first format")
+        first = start[:100].rstrip(b"\0").removeprefix(b"./")
+        return PickleReport("tar archive of torch's first format" if first in _TAR_MEMBERS else "tar archive")
     data = _read_at(file, 0, min(size, MAX_PICKLE))
     wrapping = "torch's legacy format" if start.startswith(_LEGACY) else "bare pickle"
     return PickleReport(wrapping, _imports(data))
@@ -66,9 +76,11 @@ def _inspect_zip(file: BinaryIO, size: int) -> PickleReport:
             if not inside:
                 return PickleReport("zip archive without torch's data.pkl")
             wrapping = "TorchScript archive" if any("/code/" in name for name in names) else "torch zip archive"
+            if archive.getinfo(inside[0]).compress_type not in _PACKED:
+                return PickleReport(f"{wrapping}, oddly packed")
             with archive.open(inside[0]) as member:
                 return PickleReport(wrapping, _imports(member.read(MAX_PICKLE)))
-    except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError, RuntimeError, EOFError):
+    except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, LookupError, OSError, RuntimeError, EOFError):
         return PickleReport("damaged zip archive")
 
 
@@ -76,7 +88,12 @@ def _directory_size(file: BinaryIO, size: int) -> int:
     """What the zip's last record claims for its directory; more than allowed when there is none."""
     tail = _read_at(file, max(0, size - 65_557), 65_557)
     at = tail.rfind(_END_OF_DIRECTORY)
-    return int.from_bytes(tail[at + 12 : at + 16], "little") if at >= 0 else MAX_DIRECTORY + 1
+    if at < 0:
+        return MAX_DIRECTORY + 1
+    # Readers believe the record of large archives, where there is one, whatever the usual record says.
+    large = tail.rfind(_END_OF_DIRECTORY_64, 0, at)
+    claims = [tail[at + 12 : at + 16], tail[large + 40 : large + 48] if large >= 0 else b""]
+    return max(int.from_bytes(claim, "little") for claim in claims)
 
 
 def _imports(data: bytes) -> tuple[str, ...]:
@@ -95,20 +112,22 @@ def _imports(data: bytes) -> tuple[str, ...]:
 
 
 def _opcodes(data: bytes) -> Iterator[tuple[str, object]]:
+    """The opcodes of one pickle after the other, up to the first byte that is none."""
     stream = BytesIO(data)
+    left = MAX_OPCODES
     try:
         while stream.tell() < len(data):
-            for opcode, argument, _ in pickletools.genops(stream):
+            for opcode, argument, _ in islice(pickletools.genops(stream), left):
+                left -= 1
                 yield opcode.name, argument
-    except (ValueError, IndexError, UnicodeDecodeError, OverflowError, KeyError):
+            if not left:
+                return
+    except (ValueError, IndexError, OverflowError, KeyError):
         return  # a broken end, or torch's raw storages after the last pickle
 
 
 def _ends_well(data: bytes) -> bool:
-    try:
-        return any(opcode.name == "STOP" for opcode, _, _ in pickletools.genops(data))
-    except (ValueError, IndexError, UnicodeDecodeError, OverflowError, KeyError):
-        return False
+    return any(name == "STOP" for name, _ in _opcodes(data))
 
 
 def _is_tar(start: bytes) -> bool:

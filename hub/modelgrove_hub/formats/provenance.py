@@ -10,8 +10,8 @@ from typing import Any
 from modelgrove_hub.formats.listing import Listing
 from modelgrove_hub.formats.patterns import any_of
 from modelgrove_hub.formats.signature import load_signatures
+from modelgrove_hub.formats.texts import readable
 
-MAX_TEXT = 2000
 TOP_TAGS = 20
 _MODELSPEC = (
     "title",
@@ -60,11 +60,6 @@ def declared_families(claim: str) -> list[str]:
     """Families that trainers and cards mean by this name of a base."""
     text = claim.lower()
     return [s.name for s in load_signatures() if s.declared and any_of(s.declared).fullmatch(text)]
-
-
-def readable(text: str, most: int = MAX_TEXT) -> str:
-    """A stranger's text, cut to `most` characters and without those that a database or terminal cannot take."""
-    return "".join(sign if sign.isprintable() or sign == "\n" else " " for sign in text[:most]).strip()
 
 
 def _short(value: object) -> str | None:

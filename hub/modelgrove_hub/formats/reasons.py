@@ -8,8 +8,9 @@ from typing import Any
 from modelgrove_hub.formats.families import nearest_family
 from modelgrove_hub.formats.listing import ListedTensor, Listing, Role
 from modelgrove_hub.formats.parts import Part
-from modelgrove_hub.formats.provenance import declared_families, readable
+from modelgrove_hub.formats.provenance import declared_families
 from modelgrove_hub.formats.quantized import KEY
+from modelgrove_hub.formats.texts import readable
 
 
 def part_reasons(parts: Sequence[Part]) -> Iterator[str]:

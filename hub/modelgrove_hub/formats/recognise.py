@@ -12,7 +12,7 @@ from modelgrove_hub.formats.deltas import spread
 from modelgrove_hub.formats.families import Match
 from modelgrove_hub.formats.listing import Listing, Role
 from modelgrove_hub.formats.parts import Part, read_parts
-from modelgrove_hub.formats.provenance import declared_base, declared_licence, read_claims, readable
+from modelgrove_hub.formats.provenance import declared_base, declared_licence, read_claims
 from modelgrove_hub.formats.reasons import (
     claim_notes,
     config_notes,
@@ -21,6 +21,7 @@ from modelgrove_hub.formats.reasons import (
     trust_notes,
     why_unknown,
 )
+from modelgrove_hub.formats.texts import readable
 from modelgrove_hub.tables import ModelKind, Trust
 
 UNKNOWN = "unknown"

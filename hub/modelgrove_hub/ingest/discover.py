@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelgrove_hub.errors import NotFoundError
+from modelgrove_hub.errors import DataError, NotFoundError
+from modelgrove_hub.formats.walking import MAX_DEPTH, files_below
 
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".gguf", ".onnx", ".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 FOLDER_MARKS = ("model_index.json", "adapter_config.json", "config.json")
 _INDEX = "*.safetensors.index.json"
 _SIDECARS = (".md", ".json", ".txt", ".png", ".jpg")
+_DECEIVING = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, changes of the writing direction, and bytes that are no UTF-8."""
+_FILE, _FOLDER, _MISSING = "a file", "a folder", "not there"
+_KINDS = (
+    (stat.S_ISREG, _FILE), (stat.S_ISDIR, _FOLDER), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -28,63 +38,102 @@ class Found:
 
 
 def discover(path: Path) -> Iterator[Found]:
-    """All models at or under `path`, in sorted order; one with a link that leaves `path` comes refused.
+    """All models at or under `path`, in sorted order.
 
     A folder with a `model_index.json`, `adapter_config.json`, `config.json` or a shard index is
     one model; any other weight file is a model of its own, with the side-car files that share
-    its stem.
+    its stem. What is called like weights and cannot be read as such (a pipe, a device, a link
+    that leaves `path` or leads nowhere) comes refused, and so does a folder that cannot be read.
 
     Raises:
         NotFoundError: there is nothing at `path`.
     """
-    if not path.exists():
+    kind = _kind(path)
+    if kind == _MISSING and not path.is_symlink():
         raise NotFoundError(f"{path}: no such file or folder")
-    if path.is_file():
-        yield _single(path, path.stem, path.parent)
+    if kind == _FOLDER:
+        yield from _walk(path.resolve())
     else:
-        yield from _walk(path.resolve(), path.resolve())
+        yield _single(path, path.stem, path.parent, "" if kind == _FILE else f"{path} is {kind}")
 
 
-def _walk(folder: Path, top: Path) -> Iterator[Found]:
-    entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-    weights = [entry for entry in entries if entry.suffix in WEIGHT_SUFFIXES and entry.is_file()]
+def _walk(top: Path) -> Iterator[Found]:
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            if len(folder.relative_to(top).parts) > MAX_DEPTH:
+                raise DataError(f"{folder}: folders nested deeper than {MAX_DEPTH}")
+            found, below = _look_into(folder, top)
+        except DataError as error:
+            yield Found(folder, {}, _name(folder, top), top, str(error))
+        except OSError as error:
+            yield Found(folder, {}, _name(folder, top), top, f"{folder}: {error.strerror}")
+        else:
+            yield from found
+            waiting += reversed(below)
+
+
+def _look_into(folder: Path, top: Path) -> tuple[list[Found], list[Path]]:
+    """The models that lie in a folder, and the folders below where more may be."""
+    kinds = {entry: _kind(entry) for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")}
+    below = [entry for entry, kind in kinds.items() if kind == _FOLDER and not entry.is_symlink()]
+    called = [entry for entry in kinds if entry.suffix in WEIGHT_SUFFIXES and entry not in below]
+    weights = [entry for entry in called if kinds[entry] == _FILE]
+    odd = [
+        Found(entry, {}, _name(entry.with_suffix(""), top), top, f"{entry} is {_oddity(entry, kinds[entry])}")
+        for entry in called
+        if kinds[entry] != _FILE
+    ]
     if _is_model_folder(folder, weights):
-        parts = dict(_parts(folder))
-        refused = next((reason for path in parts.values() if (reason := _leaves(path, top))), "")
-        yield Found(folder, parts, _name(folder, top), top, refused)
-        return
-    for weight in weights:
-        yield _single(weight, _name(weight.with_suffix(""), top), top, _leaves(weight, top))
-    for entry in entries:
-        if entry.is_dir() and not entry.is_symlink():
-            yield from _walk(entry, top)
+        parts = files_below(folder)
+        refused = next((reason for path in parts.values() if (reason := _fault(path, top))), "")
+        return [*odd, Found(folder, parts, _name(folder, top), top, refused)], []
+    alone = [_single(weight, _name(weight.with_suffix(""), top), top, _fault(weight, top)) for weight in weights]
+    return [*odd, *alone], below
+
+
+def _kind(path: Path) -> str:
+    """What is at `path`, in words; links are followed."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return _MISSING
+    except OSError as error:
+        return f"not to be opened ({error.strerror})"
+    return next((name for fits, name in _KINDS if fits(mode)), "not a regular file")
+
+
+def _oddity(path: Path, kind: str) -> str:
+    return f"a link to {kind}" if path.is_symlink() else kind
 
 
 def _is_model_folder(folder: Path, weights: list[Path]) -> bool:
     if (folder / "model_index.json").is_file():
         return True
     marked = any((folder / mark).is_file() for mark in FOLDER_MARKS) or any(folder.glob(_INDEX))
-    # A card beside a single weight file makes the folder the model, as on a hub.
-    return bool(weights) and (marked or (len(weights) == 1 and (folder / "README.md").is_file()))
+    # A card beside a single weight file makes the folder the model, as on a hub; not when there are more below.
+    carded = len(weights) == 1 and (folder / "README.md").is_file()
+    return bool(weights) and (marked or (carded and not _weights_below(folder)))
 
 
-def _parts(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.rglob("*")):
-        inside = not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if inside and path.is_file():
-            yield path.relative_to(folder).as_posix(), path
+def _weights_below(folder: Path) -> bool:
+    return any("/" in path and file.suffix in WEIGHT_SUFFIXES for path, file in files_below(folder).items())
 
 
-def _leaves(path: Path, top: Path) -> str:
+def _fault(path: Path, top: Path) -> str:
+    """Why a file is not even opened, or nothing."""
+    if _DECEIVING.search(str(path)):
+        return f"{path}: a name with control characters, or that is not UTF-8: rename it"
     target = path.resolve()
     return "" if target.is_relative_to(top) else f"{path.name} is a link to {target}, outside {top}: ingest that folder"
 
 
 def _single(weight: Path, name: str, top: Path, refused: str = "") -> Found:
-    files = {weight.name: weight}
+    files = {} if refused else {weight.name: weight}
     for suffix in _SIDECARS:
         sidecar = weight.with_suffix(suffix)
-        if sidecar.is_file() and not sidecar.is_symlink():
+        if _kind(sidecar) == _FILE and not sidecar.is_symlink():
             files[sidecar.name] = sidecar
     return Found(weight, files, name, top, refused)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from sqlmodel import Session, col, select
 
-from modelgrove_hub.errors import DataError, UnsafeFileError
+from modelgrove_hub.errors import DataError, ModelgroveError, UsageError
+from modelgrove_hub.formats.texts import one_line
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES, Found, discover
 from modelgrove_hub.ingest.prepare import Prepared, prepare
@@ -52,9 +53,13 @@ def ingest(hub: Hub, paths: Iterable[Path], mode: Mode, workers: int = 1) -> Ite
                 yield _result(found, "known", known)
     for found, outcome in _prepared(fresh, workers):
         if isinstance(outcome, str):
-            yield Ingested(str(found.root), "refused", reason=outcome)
+            yield _refused(found, outcome)
             continue
-        stored = store(hub, outcome, mode)
+        try:
+            stored = store(hub, outcome, mode)
+        except (DataError, UsageError) as error:  # the file is gone or another one by now
+            yield _refused(found, str(error))
+            continue
         with hub.transaction() as session:
             model, _, created = register(session, stored)
         yield _result(found, "new" if created else "known", model)
@@ -78,10 +83,12 @@ def _prepared(fresh: list[Found], workers: int) -> Iterator[tuple[Found, Prepare
 def _attempt(found: Found) -> Prepared | str:
     try:
         return prepare(found)
-    except (DataError, UnsafeFileError) as error:
+    except ModelgroveError as error:
         return str(error)
     except OSError as error:
         return f"{found.root}: {error.strerror or error}"
+    except Exception as error:  # noqa: BLE001  (one file must not end the ingestion of thousands)
+        return f"{found.root}: not understood, which is a bug of modelgrove: {type(error).__name__}: {error}"
 
 
 def _known(hub: Hub, found: Found) -> Model | None:
@@ -89,8 +96,11 @@ def _known(hub: Hub, found: Found) -> Model | None:
     weights = [path.resolve() for path in found.files.values() if path.suffix in WEIGHT_SUFFIXES]
     if found.refused or not weights:
         return None
-    with hub.transaction() as session:
-        models = [_owner(session, path) for path in weights]
+    try:
+        with hub.transaction() as session:
+            models = [_owner(session, path) for path in weights]
+    except OSError:  # gone since it was found: reading it will say so
+        return None
     return models[0] if all(model is not None and model == models[0] for model in models) else None
 
 
@@ -104,6 +114,10 @@ def _owner(session: Session, path: Path) -> Model | None:
         .where(Blob.path == str(path), Blob.size == stat.st_size, Blob.mtime_ns == stat.st_mtime_ns)
     )
     return session.exec(query.order_by(col(Model.id)).limit(1)).first()
+
+
+def _refused(found: Found, reason: str) -> Ingested:
+    return Ingested(one_line(str(found.root)), "refused", reason=one_line(reason))
 
 
 def _result(found: Found, outcome: str, model: Model) -> Ingested:

@@ -15,9 +15,6 @@ from modelgrove_hub.formats.recognise import Recognition, recognise
 from modelgrove_hub.ingest.discover import Found
 from modelgrove_hub.store.manifest import FileScan, TensorRow, scan, scan_bytes
 
-MAX_FILES = 10_000
-"""More files than any model has; a folder with more is not one model."""
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -44,8 +41,6 @@ def prepare(found: Found) -> Prepared:
     """
     if found.refused:
         raise DataError(found.refused)
-    if len(found.files) > MAX_FILES:
-        raise DataError(f"{found.root}: {len(found.files)} files in one model, at most {MAX_FILES}")
     mtimes = {path: file.stat().st_mtime_ns for path, file in found.files.items()}
     recognition = recognise(list_model(found.root, within=found.top))
     scans = {path: _scan(file) for path, file in found.files.items()}

@@ -12,6 +12,7 @@ from typing import Literal
 
 from sqlmodel import Session, col, select
 
+from modelgrove_hub.errors import DataError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
 from modelgrove_hub.ingest.prepare import Prepared
@@ -37,7 +38,12 @@ class Stored:
 
 
 def store(hub: Hub, prepared: Prepared, mode: Mode) -> Stored:
-    """Put the files (unless referenced) and their manifests into the blob store."""
+    """Put the files (unless referenced) and their manifests into the blob store.
+
+    Raises:
+        DataError, ConflictError, NotFoundError: a file changed or went since it was prepared.
+        StorageError: the store fails.
+    """
     blobs: list[Blob] = []
     manifests: dict[str, str] = {}
     for path, scan in prepared.scans.items():
@@ -46,6 +52,8 @@ def store(hub: Hub, prepared: Prepared, mode: Mode) -> Stored:
             blobs.append(_referenced(prepared, path, scan))
         else:
             stored = hub.store.put(source, mode=mode)
+            if stored.sha256 != scan.sha256:
+                raise DataError(f"{source} changed while it was read: ingest it again when it is complete")
             blobs.append(Blob(sha256=stored.sha256, size=stored.size))
         if scan.tensors:
             manifest = hub.store.put_bytes(scan.to_json().encode())

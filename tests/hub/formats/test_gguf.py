@@ -3,6 +3,7 @@
 import io
 import struct
 from contextlib import suppress
+from math import prod
 
 import numpy as np
 import pytest
@@ -103,6 +104,8 @@ BROKEN = {
     "half a block": (gguf([], [tensor("a", (33,), kind=2)], bytes(64)), "whole blocks"),
     "an offset past the end": (gguf([], [tensor("a", (4,), offset=2**40)], bytes(16)), "truncated"),
     "a crooked offset": (gguf([], [tensor("a", (4,), offset=1)], bytes(64)), "aligned"),
+    "two tensors in one place": (gguf([], [tensor("a", (4,)), tensor("b", (4,))], bytes(64)), "overlaps"),
+    "an alignment in words": (gguf([("general.alignment", struct.pack("<I", 8) + text("9" * 5000))]), "alignment"),
     "one name twice": (gguf([], [tensor("a", (4,))] * 2, bytes(16)), "one name"),
     "a name with a parent folder": (gguf([], [tensor("../a", (4,))], bytes(16)), "parent folder"),
     "an alignment of zero": (gguf([("general.alignment", struct.pack("<II", 4, 0))]), "alignment"),
@@ -130,13 +133,15 @@ def test_changed_bytes_are_read_or_refused_and_never_crash(data):
 def test_a_gguf_of_flux_is_recognised_in_its_original_names(tmp_path):
     import original_names as original
 
-    tensors = [tensor(name, shape[::-1] or (1,), kind=1) for name, shape in original.flux().items()]
-    # All share one offset: what is checked is that the largest fits the file. It is sparse.
+    tensors, end = [], 0
+    for name, shape in original.flux().items():
+        tensors.append(tensor(name, shape[::-1] or (1,), kind=1, offset=end))
+        end += -(-2 * prod(shape) // 32) * 32
     pairs = [("general.architecture", struct.pack("<I", 8) + text("flux"))]
     path = tmp_path / "flux.gguf"
     path.write_bytes(gguf(pairs, tensors))
     with path.open("r+b") as file:
-        file.truncate(path.stat().st_size + 2 * 21504 * 3072)
+        file.truncate(path.stat().st_size + end)  # 24 GB of nothing: the file is sparse
     found = recognise(list_model(path))
     assert (found.family, found.variant, found.format) == ("flux", "dev", "gguf")
     assert any("agrees: flux" in reason for reason in found.reasons)

@@ -83,6 +83,13 @@ BROKEN = {
     "nine packed dimensions": (model(initialiser("a", (1,) * 9, packed=True)), "dimensions"),
     "an impossible size": (model(initialiser("a", (2**60,))), "impossible size"),
     "a long name": (model(initialiser("a" * 70_000, (1,))), "text of 70000 bytes"),
+    **{
+        f"data at {place}": (
+            model(field(5, field(8, "w") + field(13, field(1, "location") + field(2, place)))),
+            "outside",
+        )
+        for place in ("../w", "/etc/passwd", "a/../../w", "c:\\w", "")
+    },
     "a name that is no text": (model(initialiser(b"\xff\xfe", (1,))), "UTF-8"),
 }
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modelgrove_hub.errors import CorruptFileError
 from modelgrove_hub.formats.listing import list_model
 from modelgrove_hub.formats.pickles import inspect_pickle, looks_like_pickle
 from modelgrove_hub.formats.recognise import recognise
@@ -72,13 +73,21 @@ def test_a_bare_pickle_of_every_protocol_is_told_and_names_what_it_imports(proto
     assert inspect(data).imports == (f"{os.mkdir.__module__}.mkdir",)
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "model.safetensors", "model.gguf", "model", "model.bin"])
+@pytest.mark.parametrize("name", ["model.ckpt", "model.pkl", "model", "model.bin"])
 @pytest.mark.parametrize("data", [saved({"w": Evil()}), pickle.dumps(Evil()), WRAPPED["torch's legacy format"]])
 def test_a_pickle_under_any_name_is_quarantined_and_not_run(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     found = recognise(list_model(tmp_path / name))
     assert (found.trust, found.kind, found.family) == ("quarantined", "unknown", "unknown")
     assert not os.path.exists("/tmp/modelgrove-was-here")  # noqa: PTH110
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.gguf", "model.onnx"])
+@pytest.mark.parametrize("data", [saved({"w": Evil()}), pickle.dumps(Evil(), 0), tar(), archive(readme="hello")])
+def test_a_pickle_that_claims_to_be_another_format_is_refused_as_a_pickle(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CorruptFileError, match="is a pickle"):
+        list_model(tmp_path / name)
 
 
 def test_only_safetensors_start_like_a_pickle_by_chance(tmp_path):

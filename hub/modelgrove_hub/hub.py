@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 from sqlmodel import Session
 
-from modelgrove_hub.registry.database import connect, transaction
+from modelgrove_hub.registry.database import connect, reading, transaction
 from modelgrove_hub.settings import Settings, settings
 from modelgrove_hub.store.blobs import BlobStore
 
 
 @dataclass(frozen=True)
 class Hub:
-    """A hub that is open: use `Hub.open()`, and `with hub.transaction() as session` for rows."""
+    """A hub that is open: use `Hub.open()`, then `with hub.reading() as session` or `hub.transaction()` for rows."""
 
     settings: Settings
     engine: Engine
@@ -32,4 +32,10 @@ class Hub:
     def transaction(self) -> Iterator[Session]:
         """One database transaction: committed at the end, rolled back on any exception."""
         with transaction(self.engine) as session:
+            yield session
+
+    @contextmanager
+    def reading(self) -> Iterator[Session]:
+        """One database transaction that only reads, and so waits for no writer."""
+        with reading(self.engine) as session:
             yield session

@@ -31,7 +31,7 @@ _RELATIONS = {
 def copies(model: str | None, confirm: bool, as_json: bool) -> None:
     """Find copies of MODEL, or among all models; what is found is recorded in the lineage."""
     hub = open_hub()
-    with hub.transaction() as session:
+    with hub.reading() as session:
         inputs = _compared(session, model)
     params = {"first_only": model is not None, "confirm": confirm}
     report = do(hub, "analyzer.copies", params, inputs, local=True).outputs["report"]

@@ -31,7 +31,7 @@ def fit(tree: str, method: str, wait: bool, local: bool, key: str | None, as_jso
 
     plugin = chosen_plugin("embedder", method)
     hub = open_hub()
-    with hub.transaction() as session:
+    with hub.reading() as session:
         inputs = training_inputs(session, tree)
     params = given(plugin.Params, values)
     job = do(hub, f"embedder.{method}", params, inputs, target=tree, wait=wait, local=local, key=key)
@@ -89,7 +89,7 @@ def list_experts(as_json: bool) -> None:
 def _trees(hub: Hub) -> list[dict[str, Any]]:
     from modelgrove_hub.search.experts import newest_experts, not_embedded, trees
 
-    with hub.transaction() as session:
+    with hub.reading() as session:
         counts, experts, missing = trees(session), newest_experts(session), not_embedded(session)
     return [
         {

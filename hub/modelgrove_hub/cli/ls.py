@@ -26,7 +26,7 @@ def ls(text: str | None, limit: int, as_json: bool, **filters: Any) -> None:
     from modelgrove_hub.registry.models import latest_revision, list_models
 
     hub = open_hub()
-    with hub.transaction() as session:
+    with hub.reading() as session:
         models = list_models(session, text=text, limit=limit, **filters)
         rows = [(model, latest_revision(session, model)) for model in models]
     if as_json:

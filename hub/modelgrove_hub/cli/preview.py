@@ -75,7 +75,7 @@ def _chosen(hub: Hub, model: str, loras: list[tuple[str, float]]) -> tuple[list[
     from modelgrove_hub.registry.models import find, find_revision
     from modelgrove_hub.tables import ModelKind
 
-    with hub.transaction() as session:
+    with hub.reading() as session:
         row = find(session, model)
         if row.kind == ModelKind.ADAPTER:
             base, loras = find_base(session, row), [(model, 1.0), *loras]

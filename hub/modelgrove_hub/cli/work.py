@@ -49,7 +49,7 @@ def resolve(hub: Hub, references: Sequence[str]) -> list[int]:
     """
     from modelgrove_hub.registry.models import find_revision
 
-    with hub.transaction() as session:
+    with hub.reading() as session:
         return [
             revision.id for revision in (find_revision(session, ref) for ref in references) if revision.id is not None
         ]

@@ -44,7 +44,7 @@ def publish(hub: Hub, job: Job) -> bool:
 
 def publish_due(hub: Hub) -> int:
     """The outbox: publish queued jobs whose time has come, and again those whose message was lost. Returns how many."""
-    with hub.transaction() as session:
+    with hub.reading() as session:
         query = select(Job).where(
             col(Job.state) == JobState.QUEUED, col(Job.published_at).is_(None), col(Job.not_before) <= now()
         )
@@ -95,7 +95,7 @@ def _lost(hub: Hub) -> Sequence[Job]:
     old = select(Job, overtaken).where(
         col(Job.state) == JobState.QUEUED, col(Job.published_at) < patience, col(Job.not_before) <= now()
     )
-    with hub.transaction() as session:
+    with hub.reading() as session:
         found = session.exec(old.order_by(col(Job.published_at)).limit(_BATCH)).all()
     empty = {queue: _is_empty(hub, queue) for queue in {job.queue for job, _ in found}}
     return [job for job, was_overtaken in found if was_overtaken or empty[job.queue]]

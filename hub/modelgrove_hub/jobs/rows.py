@@ -83,14 +83,14 @@ def get(hub: Hub, reference: str) -> Job:
         NotFoundError: there is none.
         UsageError: the beginning fits several jobs.
     """
-    with hub.transaction() as session:
+    with hub.reading() as session:
         return _find(session, reference)
 
 
 def list_jobs(hub: Hub, *, state: str | None = None, limit: int = 30) -> list[Job]:
     """Jobs, newest first, of one state or of all."""
     query = select(Job).order_by(col(Job.created_at).desc()).limit(limit)
-    with hub.transaction() as session:
+    with hub.reading() as session:
         return list(session.exec(query.where(Job.state == state) if state else query))
 
 

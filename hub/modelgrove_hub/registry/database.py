@@ -7,13 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy import create_engine as sqlalchemy_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlmodel import Session
 
 from modelgrove_hub.errors import StorageError
+
+_READING = "modelgrove_reading"
 
 
 def connect(url: str) -> Engine:
@@ -26,7 +28,7 @@ def connect(url: str) -> Engine:
             Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
         engine = sqlalchemy_engine(parsed, connect_args={"timeout": 30})
         event.listen(engine, "connect", _prepare_sqlite)
-        event.listen(engine, "begin", _begin_immediate)
+        event.listen(engine, "begin", _begin)
         return engine
     return sqlalchemy_engine(parsed, pool_pre_ping=True)
 
@@ -47,15 +49,28 @@ def transaction(engine: Engine) -> Iterator[Session]:
         raise
 
 
+@contextmanager
+def reading(engine: Engine) -> Iterator[Session]:
+    """One transaction that only reads; on SQLite it waits for no writer, and writing in it is an error.
+
+    Raises:
+        StorageError: the database does not answer, or something was written.
+    """
+    with transaction(engine.execution_options(**{_READING: True})) as session:
+        yield session
+
+
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # we say BEGIN ourselves, see _begin_immediate
+    connection.isolation_level = None  # we say BEGIN ourselves, see _begin
     cursor = connection.cursor()
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=30000"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 
 
-def _begin_immediate(connection: Any) -> None:
+def _begin(connection: Connection) -> None:
     # A deferred transaction that first reads and then writes fails at once under a second
     # writer ("database is locked"), whatever the timeout; taking the lock first waits.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    reads = connection.get_execution_options().get(_READING, False)
+    connection.exec_driver_sql(f"PRAGMA query_only={'ON' if reads else 'OFF'}")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

@@ -91,7 +91,7 @@ def load_input(hub: Hub, revision_id: int) -> RegisteredModel:
         StorageError: a file is gone.
         DataError: a referenced file has changed since it was registered.
     """
-    with hub.transaction() as session:
+    with hub.reading() as session:
         revision = session.get(Revision, revision_id)
         model = session.get(Model, revision.model_id) if revision else None
         if revision is None or model is None:

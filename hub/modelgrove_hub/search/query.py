@@ -78,7 +78,7 @@ def search(hub: Hub, text: str, by: By = "both", filters: Filters | None = None,
     background = load_background(hub.settings.index)
     query = background.centre(embed_texts([text[:_LONGEST_QUERY]])[0])
     near = _near(hub, background, query, SIDES[by], filters or Filters(), max(_FEWEST_LOOKED_AT, 10 * limit))
-    with hub.transaction() as session:
+    with hub.reading() as session:
         candidates = {one.revision: one for one in _candidates(session, SIDES[by], near)}
         experts = newest_experts(session)
         missing = not_embedded(session) if by != "card" else {}
@@ -101,7 +101,7 @@ def similar(hub: Hub, reference: str, limit: int = 10) -> Answer:
         StorageError: FAISS is not installed.
     """
     background = load_background(hub.settings.index)
-    with hub.transaction() as session:
+    with hub.reading() as session:
         model, revision = find(session, reference), find_revision(session, reference)
         rows = {row.side: row.vector for row in session.exec(select(Embedding).where(*_rows_of([revision.id])))}
     if not rows:
@@ -110,7 +110,7 @@ def similar(hub: Hub, reference: str, limit: int = 10) -> Answer:
     side: Side = "weights" if "weights" in rows else "card"
     query = _direction(_vector(rows[side]), side, background)
     near = _near(hub, background, query, (side,), Filters(), max(_FEWEST_LOOKED_AT, 10 * limit))
-    with hub.transaction() as session:
+    with hub.reading() as session:
         candidates = [one for one in _candidates(session, (side,), near) if one.model.id != model.id]
     cosines = {one.revision: float(_direction(one.vectors[side], side, background) @ query) for one in candidates}
     candidates.sort(key=lambda one: -cosines[one.revision])

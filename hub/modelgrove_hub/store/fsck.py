@@ -56,7 +56,7 @@ def check(hub: Hub, *, full: bool = False) -> Iterator[Finding]:
     Raises:
         StorageError: the database or the store does not answer.
     """
-    with hub.transaction() as session:
+    with hub.reading() as session:
         findings = [*_dangling(session), *_broken_revisions(session)]
         blobs = {blob.sha256: blob for blob in session.exec(select(Blob))}
         users = _users(session)
@@ -186,7 +186,7 @@ def _change(sha256: str, **values: Any) -> Fix:
 
 def _unchanged(hub: Hub, sha256: str, blob: Blob | None) -> bool:
     """Whether the rows are still as they were read: else someone removed or replaced the file meanwhile."""
-    with hub.transaction() as session:
+    with hub.reading() as session:
         current = session.get(Blob, sha256)
         same = current == blob if current is None or blob is None else current.model_dump() == blob.model_dump()
         return same and sha256 in named(session, [sha256])

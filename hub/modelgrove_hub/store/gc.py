@@ -44,7 +44,7 @@ def find_garbage(hub: Hub) -> list[Garbage]:
     # The store before the rows: a blob that is named meanwhile is then seen as named.
     stored = {blob.sha256: blob for blob in hub.store}
     oldest = _oldest(hub)
-    with hub.transaction() as session:
+    with hub.reading() as session:
         names = named(session)
         rows = session.exec(select(Blob).where(Blob.created_at < datetime.fromtimestamp(oldest, UTC)))
         garbage = {row.sha256: Garbage(row.sha256, row.size, stored=False) for row in rows if row.sha256 not in names}
@@ -65,16 +65,13 @@ def remove_garbage(hub: Hub, garbage: Iterable[Garbage]) -> Iterator[Garbage]:
     waiting = iter(garbage)
     while batch := list(islice(waiting, _BATCH)):
         for item in _forget(hub, batch):
-            if item.stored:
-                if _young(hub, item):
-                    continue
-                hub.store.delete(item.sha256)
-            yield item
+            if not item.stored or hub.store.delete(item.sha256, unless_newer_than=_oldest(hub)):
+                yield item
 
 
 def find_leftovers(hub: Hub) -> list[Path]:
     """Working folders of jobs that died longer than the grace time ago."""
-    with hub.transaction() as session:
+    with hub.reading() as session:
         running = set(session.exec(select(Job.id).where(Job.state == JobState.RUNNING)))
     folders = sorted((hub.settings.home / "tmp").glob("*-*"))
     return [

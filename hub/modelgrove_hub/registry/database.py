@@ -16,6 +16,8 @@ from sqlmodel import Session
 from modelgrove_hub.errors import StorageError
 
 _READING = "modelgrove_reading"
+_TURN = 1
+"""Number of the lock: our only one. The other half of its key is the schema, for hubs may share a database."""
 
 
 def connect(url: str) -> Engine:
@@ -58,6 +60,16 @@ def reading(engine: Engine) -> Iterator[Session]:
     """
     with transaction(engine.execution_options(**{_READING: True})) as session:
         yield session
+
+
+def take_turn(session: Session) -> None:
+    """Wait until no other transaction registers models; ours may until it ends.
+
+    Without it two workers on PostgreSQL may both find a name free and take it. On SQLite every
+    writer is alone.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        session.connection().exec_driver_sql(f"SELECT pg_advisory_xact_lock(hashtext(current_schema()), {_TURN})")
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

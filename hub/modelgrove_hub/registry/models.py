@@ -10,6 +10,7 @@ from sqlalchemy import func
 from sqlmodel import Session, col, select, update
 
 from modelgrove_hub.errors import ConflictError, DataError, NotFoundError, UsageError
+from modelgrove_hub.registry.database import take_turn
 from modelgrove_hub.registry.digest import digest_of
 from modelgrove_hub.registry.events import record
 from modelgrove_hub.registry.inputs import load_input as load_input
@@ -51,6 +52,7 @@ def add_revision(
     """
     _check_paths(files)
     session.flush()
+    take_turn(session)
     facts = {
         "kind": kind, "family": family, "adapter_type": adapter_type, "declared_base": _storable(declared_base),
         "licence": _storable(licence), "tags": [str(_storable(tag)) for tag in tags], "card": _storable(card),

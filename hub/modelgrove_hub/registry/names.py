@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from sqlmodel import Session, col, select
 
 from modelgrove_hub.errors import UsageError
+from modelgrove_hub.registry.database import take_turn
 from modelgrove_hub.registry.digest import digest_of
 from modelgrove_hub.tables import Model, Revision
 
@@ -52,8 +53,10 @@ def clean_name(text: str) -> str:
 def free_name(session: Session, wanted: str, files: Mapping[str, str]) -> str:
     """`wanted`, or `wanted` with some of the content's hash when a model of other content has that name.
 
-    `files` maps paths to sha256. Content that is registered under one of these names keeps it.
+    `files` maps paths to sha256. Content that is registered under one of these names keeps it. Until
+    the caller's transaction ends nobody else takes the name.
     """
+    take_turn(session)
     digest = digest_of(files)
     owner, name = wanted.split("/")
     for length in range(0, len(digest) + 1, _SUFFIX):

@@ -34,7 +34,9 @@ def model_folder() -> Path:
 def _sentence_encoder() -> Any:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of the loading of weights, in the middle of a command's answer
     return SentenceTransformer(str(model_folder()), device="cpu")
 
 

@@ -24,10 +24,12 @@ class _PlainLoader(yaml.BaseLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """One node of the document."""
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent) or getattr(event, "tag", None):
-            raise yaml.YAMLError("an alias or a tag")
-        return super().compose_node(parent, index)
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias")
+        node = super().compose_node(parent, index)
+        if node is not None and node.tag.removeprefix("tag:yaml.org,2002:") not in ("str", "seq", "map"):
+            raise yaml.YAMLError("a tag")
+        return node
 
 
 @dataclass(frozen=True)

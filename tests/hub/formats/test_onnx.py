@@ -81,6 +81,8 @@ BROKEN = {
     "an unknown type": (model(initialiser("a", (1,), 99)), "unknown type 99"),
     "nine dimensions": (model(initialiser("a", (1,) * 9)), "dimensions"),
     "nine packed dimensions": (model(initialiser("a", (1,) * 9, packed=True)), "dimensions"),
+    "an impossible product": (model(initialiser("a", (2**40, 2**40))), "impossible size"),
+    "an impossible sum": (model(*(initialiser(f"a{i}", (2**47,)) for i in range(3))), "impossible size"),
     "an impossible size": (model(initialiser("a", (2**60,))), "impossible size"),
     "a long name": (model(initialiser("a" * 70_000, (1,))), "text of 70000 bytes"),
     **{

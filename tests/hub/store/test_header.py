@@ -180,6 +180,33 @@ def test_a_changed_file_is_refused_cleanly_or_accepted_by_the_library_too(
         assert (file.metadata() or {}) == header.metadata
 
 
+REAL = sorted((Path(__file__).parents[3] / "analyzers/modelgrove_analyzers/zoo/data/sample").glob("untitled-*"))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_flipped_bytes_of_a_real_header_are_refused_cleanly_or_read_as_the_library_reads_them(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+):
+    path = next(path for path in REAL if path.is_file())
+    content = bytearray(path.read_bytes())
+    end = 8 + struct.unpack("<Q", content[:8])[0]
+    for place in data.draw(st.lists(st.integers(0, end - 1), min_size=1, max_size=3)):
+        content[place] = data.draw(st.integers(0, 255) | st.sampled_from(b'"[]{},:\\0129 '))
+
+    if reason := refusal(bytes(content)):
+        assert reason.isprintable()
+        return
+
+    header = parse(bytes(content))
+    changed = tmp_path_factory.getbasetemp() / "flipped.safetensors"
+    assert library_accepts(changed, bytes(content))
+    with safe_open(changed, "np") as file:
+        assert {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()} == {  # noqa: SIM118
+            info.name: info.shape for info in header.tensors
+        }
+
+
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 @example(b"")

@@ -19,6 +19,7 @@ from modelgrove_kernels.codec import LinearCodec
 NAME = "modelgrove/zoo-base"
 CODEC_FILE = "codec/codec.safetensors"
 CHECKPOINT = "checkpoint.pt"
+SAMPLES = "samples.png"
 
 _CARD = """---
 license: cc-by-4.0
@@ -33,6 +34,8 @@ A small text-conditional diffusion model of 32×32 drawings: {parameters:,} para
 Captions enter as the {tokens} token states of `{space}`, which is named here and not copied; no caption is
 longer. Prompts like "a picture of a cat", "noto red apple" or "fire engine" work best, with guidance
 2 to 4 and 8 or more steps of DPM-Solver++.
+
+![What it draws: one row a prompt, one column a seed]({samples})
 
 Drawings: Fluent Emoji (Microsoft, MIT), Noto Emoji (Google, Apache-2.0) and Twemoji (Twitter,
 CC-BY 4.0), with captions of emojibase (MIT). Never seen: the groups {unseen}, so that fine-tunes on
@@ -95,6 +98,7 @@ def write_base(base: ZooBase, recipe: dict[str, Any], folder: Path) -> None:
         channels=base.codec.channels,
         tokens=TOKENS,
         space=SPACE,
+        samples=SAMPLES,
         unseen=", ".join(HELD_OUT_GROUPS),
         recipe=json.dumps(recipe, indent=2),
     )

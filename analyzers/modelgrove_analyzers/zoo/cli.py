@@ -61,8 +61,9 @@ def train(folder: Path, picture_folder: Path, steps: int | None, seed: int, out:
     from dataclasses import replace
 
     from modelgrove_analyzers.zoo.base import BaseRecipe, BaseTrainer
-    from modelgrove_analyzers.zoo.base_folder import read_checkpoint, write_base
+    from modelgrove_analyzers.zoo.base_folder import SAMPLES, read_checkpoint, write_base
     from modelgrove_analyzers.zoo.pictures import PictureSet
+    from modelgrove_analyzers.zoo.sheets import PROMPTS, base_sheet
 
     recipe = BaseRecipe(seed=seed)
     with _bar("training") as update:
@@ -70,8 +71,10 @@ def train(folder: Path, picture_folder: Path, steps: int | None, seed: int, out:
             update
         )
     base, done = read_checkpoint(folder / "checkpoint.pt")
-    write_base(base, done, out or folder / "diffusers")
-    say(f"base in {out or folder / 'diffusers'}")
+    place = out or folder / "diffusers"
+    write_base(base, done, place)
+    base_sheet(base, PROMPTS).save(place / SAMPLES)
+    say(f"base in {place}")
 
 
 @zoo.command()

@@ -2,15 +2,20 @@
 
 ZOO is a folder grown by `modelgrove zoo grow`: models and `truth.jsonl`. For each seed a quarter of
 the models of every concept is kept for testing; models of held-out concepts are only tested.
-Queries and candidates are the concepts' texts.
+Queries and candidates are the concepts' texts. Every encoder sees the same models.
 
     in_dist      unseen models of known concepts, top-1 among the known concepts
     zero_shot    models of held-out concepts, top-1 among the held-out concepts (the papers' protocol)
     generalised  the same models, top-1 among all concepts, as in a real search box
+    in_dist_all  the models of in_dist, top-1 among all concepts: what the gain of generalised costs
     p1, p5, map  text → model over all tested models, for held-out concepts: share of the queries whose
                  first hit is right, of the first five (or as many as there are), mean average precision
     map_known    the same for known concepts
+    plain_p1, plain_generalised
+                 p1 and generalised without the calibration of `modelgrove_hub.search.seen`
     knn          unseen models whose nearest training model by cosine of vectors has their concept
+    fit_s        CPU seconds to fit, from features in memory
+    embed_ms     CPU milliseconds to read one new model and place it
 """
 
 from __future__ import annotations
@@ -19,9 +24,10 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -31,15 +37,35 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from modelgrove_analyzers.encoders.gram_ridge import Options, fit, roots_of, stacked
+from modelgrove_analyzers.encoders.dense import Dense
+from modelgrove_analyzers.encoders.embedder import LoraEmbedder
+from modelgrove_analyzers.encoders.features import common_layers, read_layers, stacked
+from modelgrove_analyzers.encoders.gram_ridge import GramRidge
+from modelgrove_analyzers.encoders.lesson import Lesson
+from modelgrove_analyzers.encoders.mvprobe import MVProbe
+from modelgrove_analyzers.encoders.probex import ProbeX
+from modelgrove_analyzers.encoders.statnn import StatNN
 from modelgrove_analyzers.encoders.training import label_vectors
 from modelgrove_hub.formats.adapters import read_adapter
 from modelgrove_hub.search.background import load_background
+from modelgrove_hub.search.seen import model_scores, text_margins
 from modelgrove_hub.testing import FolderModel
+from modelgrove_kernels.lowrank import Canonical
 
 TEST_SHARE = 0.25
 SEEDS = 3
 QUICK_MODELS = 200
+QUICK_EPOCHS = 10
+COLUMNS = 16
+"""The most that any encoder keeps of a layer."""
+ENCODERS: dict[str, tuple[type[LoraEmbedder], dict[str, Any]]] = {
+    "gram-ridge": (GramRidge, {}),
+    "probex": (ProbeX, {}),
+    "probex --temperature": (ProbeX, {"temperature": True}),
+    "mvprobe": (MVProbe, {}),
+    "dense": (Dense, {}),
+    "statnn": (StatNN, {}),
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +75,10 @@ class Sample:
     name: str
     concept: str
     held_out: bool
-    roots: dict[str, Tensor]
+    layers: Mapping[str, Canonical]
+
+    def first(self, columns: int) -> dict[str, Canonical]:
+        return {layer: update.first(columns) for layer, update in self.layers.items()}
 
 
 @dataclass(frozen=True)
@@ -77,8 +106,8 @@ def load(folder: Path, most: int | None) -> Zoo:
     return Zoo(samples, list(texts), label_vectors(list(texts.values()), load_background()), seconds)
 
 
-def features(path: Path, name: str) -> dict[str, Tensor]:
-    return roots_of(read_adapter(FolderModel(path, name=name)), Options().columns)
+def features(path: Path, name: str) -> dict[str, Canonical]:
+    return read_layers(read_adapter(FolderModel(path, name=name)), COLUMNS)
 
 
 def split(zoo: Zoo, seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -94,41 +123,62 @@ def split(zoo: Zoo, seed: int) -> tuple[list[Sample], list[Sample]]:
     return train, test
 
 
-def measure(zoo: Zoo, seed: int) -> dict[str, float]:
+def measure(zoo: Zoo, encoder: str, seed: int, quick: bool) -> dict[str, float]:
+    plugin, options = ENCODERS[encoder]
+    if quick and "epochs" in plugin.Params.model_fields:
+        options = {**options, "epochs": QUICK_EPOCHS}
+    params: Any = plugin.Params(**options)
     background = load_background()
     train, test = split(zoo, seed)
     place = {concept: i for i, concept in enumerate(zoo.concepts)}
-    started = time.process_time()
-    fitted, judge = fit(
-        stacked([s.roots for s in train]), zoo.labels[[place[s.concept] for s in train]], background, Options().alike
+    models = [sample.first(params.columns) for sample in train]
+    lesson = Lesson(
+        stacked(models, common_layers(models)),
+        zoo.labels[[place[s.concept] for s in train]],
+        background,
+        params.alike,
+        torch.Generator().manual_seed(seed),
     )
-    fit_seconds = time.process_time() - started
     started = time.process_time()
-    vectors = torch.cat([fitted.place({k: v[None] for k, v in s.roots.items() if k in fitted.roots}) for s in test])
+    fitted, judge = plugin().learn(lesson, params)
+    fit_seconds = time.process_time() - started
+
+    def placed(samples: Sequence[Sample]) -> Tensor:
+        return torch.cat([fitted.place(stacked([s.first(params.columns)], fitted.shapes)) for s in samples])
+
+    started = time.process_time()
+    vectors = placed(test)
     embed_seconds = (time.process_time() - started) / len(test) + zoo.seconds
-    scores = background.scores(vectors.numpy(), zoo.labels.numpy())
-    margins = background.margins(vectors.numpy(), zoo.labels.numpy(), judge.known.numpy())
     own = np.array([place[s.concept] for s in test])
     held = np.array([s.held_out for s in test])
     known = np.zeros(len(zoo.concepts), bool)
     known[[place[s.concept] for s in train]] = True
+    texts, every = zoo.labels.numpy(), np.ones_like(known)
+    others = judge.known.vectors.numpy()
+    plain_margins = background.margins(vectors.numpy(), texts, others)
+    margins = text_margins(background, vectors.numpy(), texts, others, known)
+    plain_scores = background.scores(vectors.numpy(), texts)
+    scores = model_scores(background, vectors.numpy(), texts, lesson.texts.numpy())
     right = own[:, None] == np.arange(len(zoo.concepts))
-    neighbours = (vectors @ fitted.places.T).argmax(1)
+    neighbours = (vectors @ placed(train).T).argmax(1)
     nearest = np.array([train[i].concept == s.concept for i, s in zip(neighbours.tolist(), test, strict=True)])
     return {
         "train": len(train),
         "test": len(test),
         "in_dist": top1(margins[~held], own[~held], known),
         "zero_shot": top1(margins[held], own[held], ~known),
-        "generalised": top1(margins[held], own[held], np.ones_like(known)),
+        "generalised": top1(margins[held], own[held], every),
+        "in_dist_all": top1(margins[~held], own[~held], every),
         **retrieval(scores[:, ~known], right[:, ~known]),
         "map_known": retrieval(scores[:, known], right[:, known])["map"],
+        "plain_p1": retrieval(plain_scores[:, ~known], right[:, ~known])["p1"],
+        "plain_generalised": top1(plain_margins[held], own[held], every),
         "knn": float(nearest[~held].mean()),
         "missed": judge.metrics()["missed"],
         "false_alarms": judge.metrics()["false_alarms"],
         "fit_s": fit_seconds,
         "embed_ms": 1000 * embed_seconds,
-        "parameters": sum(root.numel() for root in fitted.roots.values()) + fitted.dual.numel(),
+        "parameters": sum(tensor.numel() for tensor in fitted.tensors().values()),
     }
 
 
@@ -157,22 +207,31 @@ def summary(rows: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
     }
 
 
+def shown(mean: float, spread: float) -> str:
+    return f"{mean:.3f} ± {spread:.3f}" if abs(mean) < 100 else f"{mean:,.0f}"
+
+
 @click.command()
 @click.argument("zoo", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--quick", is_flag=True, help=f"One seed and at most {QUICK_MODELS} models.")
+@click.option("--encoder", "encoders", multiple=True, type=click.Choice(list(ENCODERS)), help="Only this one.")
+@click.option("--quick", is_flag=True, help=f"One seed, {QUICK_EPOCHS} epochs, at most {QUICK_MODELS} models.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def main(zoo: Path, quick: bool, as_json: bool) -> None:
+def main(zoo: Path, encoders: tuple[str, ...], quick: bool, as_json: bool) -> None:
     """Measure text search over the LoRAs of ZOO."""
     torch.set_num_threads(1)
     loaded = load(zoo, QUICK_MODELS if quick else None)
-    rows = [measure(loaded, seed) for seed in range(1 if quick else SEEDS)]
+    found = {}
+    for encoder in encoders or ENCODERS:
+        found[encoder] = [measure(loaded, encoder, seed, quick) for seed in range(1 if quick else SEEDS)]
+        click.echo(f"{encoder}: done", err=True)
     if as_json:
-        click.echo(json.dumps({"zoo": str(zoo), "encoder": "gram-ridge", "seeds": rows}, indent=2))
+        click.echo(json.dumps({"zoo": str(zoo), "encoders": found}, indent=2))
         return
-    table = Table("measure", "gram-ridge", title=f"{zoo}: {len(loaded.samples)} LoRAs, {len(loaded.concepts)} concepts")
-    for name, (mean, spread) in summary(rows).items():
-        table.add_row(name, f"{mean:.3f} ± {spread:.3f}" if abs(mean) < 100 else f"{mean:,.0f}")
-    Console().print(table)
+    table = Table("measure", *found, title=f"{zoo}: {len(loaded.samples)} LoRAs, {len(loaded.concepts)} concepts")
+    columns = [summary(rows) for rows in found.values()]
+    for name in columns[0]:
+        table.add_row(name, *(shown(*column[name]) for column in columns))
+    Console(width=200).print(table)
 
 
 if __name__ == "__main__":

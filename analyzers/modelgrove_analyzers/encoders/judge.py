@@ -2,45 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+from modelgrove_hub.search.seen import model_scores, text_margins
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from modelgrove_hub.search.background import Background
 
 
-class Judge:
-    """Predictions for n training models and what they say about one setting of an encoder.
+class Placed(NamedTuple):
+    """Where an encoder puts models: `vectors` (n, d), and the numbers (n,) of their labels, from 0."""
 
-    `known` (n, d) are predictions without the model itself, so others may still know its label;
-    `unknown` (n, d) without all models of its label. `names` (n,) are numbers of labels from 0, `labels`
-    (n, d) their vectors. Each model is asked among all labels (generalised zero-shot), as in a real
-    search box.
+    vectors: Tensor
+    labels: Sequence[int]
+
+
+class Trial(NamedTuple):
+    """Where a fit that knows some of the labels puts models that it was not fitted on, of `known` and other labels.
+
+    A model of a known label is placed without itself, so others still tell its label.
+    """
+
+    known: Placed
+    unknown: Placed
+
+
+class Judge:
+    """Predictions for models and what they say about one setting of an encoder.
+
+    `texts` (labels, d) are the vectors of all labels, `known` predictions by a fit that knows them all, each
+    without the model itself. `trials`, where there are any, leave labels out. Each model is asked among all
+    labels (generalised zero-shot), as in a real search box, with other labels left out where there are trials.
     """
 
     def __init__(
         self,
-        known: Tensor,
-        unknown: Tensor,
-        labels: Tensor,
-        names: Sequence[int],
+        texts: Tensor,
+        known: Placed,
+        trials: Sequence[Trial],
         background: Background,
-        setting: float,
+        setting: Mapping[str, float],
     ) -> None:
-        import torch
-
-        self.known, self.unknown, self.setting = known, unknown, setting
-        self._background = background
-        self._texts = labels[[names.index(name) for name in range(max(names) + 1)]]
-        self._own = torch.nn.functional.one_hot(torch.tensor(names)).bool()
+        self.known, self.setting = known, setting
+        self._texts, self._trials, self._background = texts.numpy(), trials, background
 
     @cached_property
     def score(self) -> float:
         """Mean reciprocal rank of a model's label, known and unknown labels counting the same."""
-        return float((1 / self._ranks(self.known)).mean() + (1 / self._ranks(self.unknown)).mean()) / 2
+        means = [float((1 / ranks).mean()) for ranks in (self._known_ranks, self._unknown_ranks) if len(ranks)]
+        return sum(means) / len(means)
 
     @cached_property
     def threshold(self) -> float:
@@ -51,36 +67,56 @@ class Judge:
         """
         import torch
 
-        here, absent = self._best_scores()
+        here, absent = self._best_scores
         candidates = torch.cat([here, absent]).sort().values
         errors = (here < candidates[:, None]).double().mean(1) + (absent >= candidates[:, None]).double().mean(1)
         return round(float(candidates[errors.argmin()]), 3)
 
     def metrics(self) -> dict[str, float]:
         """Top-1 accuracies among all labels, and how often the threshold misses a label or lets a prompt pass."""
-        here, absent = self._best_scores()
-        shares = {
-            "top1_known": self._ranks(self.known) == 1,
-            "top1_unknown": self._ranks(self.unknown) == 1,
-            "missed": here < self.threshold,
-            "false_alarms": absent >= self.threshold,
-        }
+        here, absent = self._best_scores
+        shares = {"top1_known": self._known_ranks == 1}
+        if self._trials:
+            shares["top1_unknown"] = self._unknown_ranks == 1
+        shares |= {"missed": here < self.threshold, "false_alarms": absent >= self.threshold}
         measured = {name: round(float(share.double().mean()), 3) for name, share in shares.items()}
-        return {"labels": len(self._texts), "regulariser": self.setting, **measured}
+        return {"labels": len(self._texts), **self.setting, **measured}
 
-    def _ranks(self, predictions: Tensor) -> Tensor:
+    @cached_property
+    def _known_ranks(self) -> Tensor:
+        import torch
+
+        if not self._trials:
+            return self._ranks(self.known, self.known)
+        return torch.cat([self._ranks(trial.known, trial.known) for trial in self._trials])
+
+    @cached_property
+    def _unknown_ranks(self) -> Tensor:
+        import torch
+
+        return torch.cat([torch.empty(0), *(self._ranks(trial.unknown, trial.known) for trial in self._trials)])
+
+    def _ranks(self, placed: Placed, known: Placed) -> Tensor:
         """Places (n,) of the models' own labels among all labels, by margins; a tie is a loss."""
+        import numpy as np
         import torch
 
-        texts, background = self._texts.numpy(), self._background
-        margins = torch.from_numpy(background.margins(predictions.numpy(), texts, self.known.numpy()))
-        return (margins >= margins[self._own][:, None]).sum(1)
+        seen = np.isin(np.arange(len(self._texts)), known.labels)
+        vectors, others = placed.vectors.numpy(), known.vectors.numpy()
+        margins = text_margins(self._background, vectors, self._texts, others, seen)
+        own = np.take_along_axis(margins, np.array(placed.labels)[:, None], axis=1)
+        return torch.from_numpy((margins >= own).sum(axis=1))
 
+    @cached_property
     def _best_scores(self) -> tuple[Tensor, Tensor]:
-        """The best score of each label's own models, and of all models for each background prompt."""
+        """The best score of each label's own models, where it has any, and of all models for each prompt."""
         import torch
 
-        known, background = self.known.numpy(), self._background
-        here = torch.from_numpy(background.scores(known, self._texts.numpy()))
-        absent = torch.from_numpy(background.scores(known, background.centre(background.vectors)))
-        return here.masked_fill(~self._own, -torch.inf).max(0).values, absent.max(0).values
+        background, vectors = self._background, self.known.vectors.numpy()
+
+        def scores(queries: NDArray[np.float32]) -> Tensor:
+            return torch.from_numpy(model_scores(background, vectors, queries, self._texts))
+
+        own = torch.nn.functional.one_hot(torch.tensor(self.known.labels), len(self._texts)).bool()
+        best = scores(self._texts).masked_fill(~own, -torch.inf).max(0).values
+        return best[best.isfinite()], scores(background.centre(background.vectors)).max(0).values

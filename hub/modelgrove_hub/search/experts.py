@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,7 @@ from modelgrove_hub.hub import Hub
 from modelgrove_hub.plugins import get_plugin
 from modelgrove_hub.registry.models import load_input
 from modelgrove_hub.search.cards import label_texts, search_text
+from modelgrove_hub.search.seen import LABELS
 from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts
 from modelgrove_hub.tables import Embedding, Expert, Job, Model, ModelKind, Revision, Trust
 
@@ -70,6 +72,27 @@ def training_inputs(session: Session, tree: str) -> list[int]:
         there = ", ".join(f"{name} ({count})" for name, count in known.items()) or "none: ingest some LoRAs first"
         raise NotFoundError(f"no adapters of a tree {tree!r}; trees with adapters: {there}")
     return [revision.id for model, revision in _latest(session, tree) if revision.id and _documented(model, revision)]
+
+
+def known_labels(hub: Hub, expert: Expert) -> NDArray[np.float32] | None:
+    """The labels (l, d) that an expert was fitted on, centred, from its file; None when it has none.
+
+    Nor are there any when the store has lost the file, which `fsck` tells: vectors can be searched without it.
+    """
+    try:
+        return _labels_in(hub.store.path(expert.blob))
+    except NotFoundError:
+        return None
+
+
+@lru_cache(maxsize=16)
+def _labels_in(file: Path) -> NDArray[np.float32] | None:
+    import numpy as np
+
+    from modelgrove_hub.store.tensors import tensors_of
+
+    found = next((tensor for tensor in tensors_of(file) if tensor.name == LABELS), None)
+    return None if found is None else np.asarray(found.read().float(), np.float32)
 
 
 def record_expert(session: Session, job: Job, outputs: Mapping[str, Any]) -> Expert:

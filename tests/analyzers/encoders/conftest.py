@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import made_loras
 
-from modelgrove_analyzers.encoders.gram_ridge import GramRidge, Options
+from modelgrove_analyzers.encoders.gram_ridge import GramOptions, GramRidge
 from modelgrove_hub.search.background import Background, load_background
 from modelgrove_hub.testing import LocalContext
 
@@ -26,5 +26,5 @@ def expert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     """An expert's file and the report of its fit."""
     folder = tmp_path_factory.mktemp("expert")
     with LocalContext(folder / "job", made_loras.family(folder / "models")) as context:
-        result = GramRidge().run(context, Options())
+        result = GramRidge().run(context, GramOptions())
     return context.out / result.artefacts[0], dict(result.report)

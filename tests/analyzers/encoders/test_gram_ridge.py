@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from made_loras import HELD_OUT, concept_factors, document, family, regauge, save_diffusers, save_kohya, save_peft
 from safetensors.torch import load_file, save_file
 
-from modelgrove_analyzers.encoders.gram_ridge import GramRidge, Options, crossed, roots_of, stacked
+from modelgrove_analyzers.encoders.features import common_layers, read_layers, stacked
+from modelgrove_analyzers.encoders.gram_ridge import GramOptions, GramRidge
+from modelgrove_analyzers.encoders.grams import crossed, roots
 from modelgrove_hub.errors import CorruptFileError, DataError, UsageError
 from modelgrove_hub.formats.adapters import read_adapter
 from modelgrove_hub.search.text import embed_texts
@@ -100,13 +102,13 @@ def test_the_report_says_what_was_learned_and_what_was_left_aside(tmp_path, expe
 def test_too_few_documented_models_are_refused(tmp_path):
     models = [save_diffusers(tmp_path / str(i), concept_factors("red owl", i)) for i in range(9)]
     with LocalContext(tmp_path / "job", models) as context, pytest.raises(UsageError, match=r"0 of 9 .* 8 are needed"):
-        GramRidge().run(context, Options())
+        GramRidge().run(context, GramOptions())
 
 
 def test_models_of_one_label_only_are_refused(tmp_path):
     models = [document(save_diffusers(tmp_path / str(i), concept_factors("owl", i)), "owl") for i in range(9)]
     with LocalContext(tmp_path / "job", models) as context, pytest.raises(UsageError, match="9 LoRAs with 1 labels"):
-        GramRidge().run(context, Options())
+        GramRidge().run(context, GramOptions())
 
 
 @pytest.mark.parametrize(
@@ -126,7 +128,7 @@ def test_weights_that_say_nothing_are_refused(expert, tmp_path, change, reason):
 
 def test_a_lora_of_another_base_is_refused(expert, tmp_path):
     other = {module: (down, up[:40]) for module, (down, up) in concept_factors("red owl", 1).items()}
-    with pytest.raises(DataError, match="has 40 outputs, the expert knows 48"):
+    with pytest.raises(DataError, match=r"has shape \(40, 32\), the expert knows \(48, 32\)"):
         place(expert, save_diffusers(tmp_path / "m", other))
     renamed = {f"mid_block.{module}": pair for module, pair in concept_factors("red owl", 1).items()}
     with pytest.raises(DataError, match="changes none of the expert's layers, such as down_blocks"):
@@ -145,6 +147,16 @@ def test_an_expert_file_that_is_none_is_refused(tmp_path, expert):
         ("a", {"x": torch.zeros(1)}, None),
         ("b", {"x": torch.zeros(1)}, {"modelgrove.expert": "[]"}),
         ("c", load_file(expert[0]), {"modelgrove.expert": '{"format": "gram-ridge 0"}'}),
+        (
+            "d",
+            {"x": torch.zeros(1)},
+            {"modelgrove.expert": '{"format": "gram-ridge 2", "columns": 4, "shapes": {"l": 3}}'},
+        ),
+        (
+            "e",
+            {"x": torch.zeros(1)},
+            {"modelgrove.expert": '{"format": "gram-ridge 2", "columns": 4, "shapes": {"l": [3, 2]}}'},
+        ),
     ):
         save_file(tensors, tmp_path / name, metadata)
         with pytest.raises(CorruptFileError, match=str(tmp_path / name)):
@@ -153,9 +165,9 @@ def test_an_expert_file_that_is_none_is_refused(tmp_path, expert):
 
 def test_the_kernel_is_the_inner_product_of_square_roots_of_grams(tmp_path):
     pairs = [concept_factors("red owl", 1, rank=3), concept_factors("blue fish", 2, rank=5)]
-    roots = stacked([roots_of(read_adapter(save_diffusers(tmp_path / str(i), f)), 8) for i, f in enumerate(pairs)])
-    for module, root in roots.items():
-        found = crossed(root, root)
+    models = [read_layers(read_adapter(save_diffusers(tmp_path / str(i), f)), 8) for i, f in enumerate(pairs)]
+    for module, updates in stacked(models, common_layers(models)).items():
+        found = crossed(roots(updates), roots(updates))
         expected = []
         for factors in pairs:
             down, up = next(pair for name, pair in factors.items() if name.replace(".", "_") == module)

@@ -1,0 +1,50 @@
+"""What an encoder learns from: models with their features and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from modelgrove_analyzers.encoders.training import group_alike
+from modelgrove_hub.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+    from modelgrove_analyzers.encoders.features import Updates
+    from modelgrove_hub.search.background import Background
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """n models: `updates` by layer, `labels` (n, d) of length one, the text space's background.
+
+    Labels whose cosine is at least `alike` count as the same.
+
+    Raises:
+        UsageError: all labels are the same, or the models have no layers in common.
+    """
+
+    updates: Mapping[str, Updates]
+    labels: Tensor
+    background: Background
+    alike: float
+    generator: Generator
+    progress: Callable[[float, str], None] = lambda _done, _message: None
+
+    def __post_init__(self) -> None:
+        if not self.updates or len(set(self.names)) < 2:
+            counts = f"{len(set(self.names))} labels and {len(self.updates)} layers in common"
+            raise UsageError(f"{len(self.labels)} LoRAs with {counts}: nothing can be learned")
+
+    @cached_property
+    def names(self) -> list[int]:
+        """The number of each model's label, from 0."""
+        return group_alike(self.labels @ self.labels.T, self.alike)
+
+    @cached_property
+    def texts(self) -> Tensor:
+        """The vector of each label, (labels, d)."""
+        return self.labels[[self.names.index(name) for name in range(max(self.names) + 1)]]

@@ -1,0 +1,40 @@
+import numpy as np
+
+from modelgrove_hub.search.background import Background
+from modelgrove_hub.search.seen import LOSS, SHARE, model_scores, text_margins
+
+
+def unit(rows):
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+
+
+def test_a_model_that_nothing_known_explains_comes_before_a_known_relative():
+    # Prompts in all directions alike, so that a z-score is a cosine times the same number for all.
+    background = Background(np.concatenate([np.eye(3), -np.eye(3)]).astype(np.float32), "test")
+    guitar, drum, violin = unit(np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0.5]]))
+    # The known model lies on its label; the new one between labels, with a part of what is its own.
+    vectors = unit(np.array([[1, 0, 0], [0.6, 0.6, 0.3]]))
+    labels = np.stack([guitar, drum])
+    assert background.scores(vectors, violin[None])[:, 0].argmax() == 0
+    assert model_scores(background, vectors, violin[None], labels).argmax() == 1
+    # A search for the label itself still finds its model.
+    assert model_scores(background, vectors, guitar[None], labels).argmax() == 0
+
+
+def test_scores_lose_a_share_of_the_best_known_label(background):
+    dice = np.random.default_rng(2)
+    vectors, queries, labels = (dice.normal(size=(n, 8)).astype(np.float32) for n in (4, 3, 5))
+    expected = background.scores(vectors, queries) - SHARE * background.scores(vectors, labels).max(1)[:, None]
+    np.testing.assert_allclose(model_scores(background, vectors, queries, labels), expected)
+    for none in (None, labels[:0]):
+        np.testing.assert_array_equal(
+            model_scores(background, vectors, queries, none), background.scores(vectors, queries)
+        )
+
+
+def test_known_labels_lose_a_constant_against_other_texts(background):
+    dice = np.random.default_rng(3)
+    vectors, queries, others = (dice.normal(size=(n, 8)).astype(np.float32) for n in (4, 3, 20))
+    known = np.array([True, False, True])
+    found = text_margins(background, vectors, queries, others, known)
+    np.testing.assert_allclose(found, background.margins(vectors, queries, others) - [LOSS, 0, LOSS], rtol=1e-6)

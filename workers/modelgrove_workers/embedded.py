@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from types import FrameType
 
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.settings import Settings
@@ -53,24 +53,28 @@ class Supervisor:
     lanes: Sequence[Lane]
     grace_seconds: float = 10.0
     """How long running jobs may go on after a stop; then they go back to the queue."""
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _hurry: threading.Event = field(default_factory=threading.Event)
+    _signals: int = 0
+    """How often it was told to stop. A number, no lock: a handler that takes a lock of the thread it interrupts hangs."""
 
     def run(self) -> None:
         """Work until SIGTERM, SIGINT or SIGHUP; a second one cuts the grace short. Restarts workers that crash."""
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-                signal.signal(number, lambda *_: (self._hurry if self._stop.is_set() else self._stop).set())
+                signal.signal(number, self._told_to_stop)
         workers = [_Worker(lane) for lane in self.lanes]
         ticker = Ticker(self.hub)
         ticker.start()
         try:
-            while not self._stop.wait(_WATCH_SECONDS):
+            while not self._signals:
                 for worker in workers:
                     self._keep_alive(worker)
+                time.sleep(_WATCH_SECONDS)
         finally:
             self._end(workers)
             ticker.stop()
+
+    def _told_to_stop(self, _number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
 
     def _keep_alive(self, worker: _Worker) -> None:
         moment = time.monotonic()
@@ -108,7 +112,7 @@ class Supervisor:
     def _await(self, processes: Sequence[subprocess.Popen[bytes]], patience: float, *, hurried: bool) -> None:
         limit = time.monotonic() + patience
         while any(process.poll() is None for process in processes) and time.monotonic() < limit:
-            if hurried and self._hurry.is_set():
+            if hurried and self._signals > 1:
                 return
             time.sleep(_WATCH_SECONDS / 4)
 

@@ -19,7 +19,7 @@ demo: $(INSTALLED)
 	$(BIN)/modelgrove demo
 
 test: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -I -m pytest --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(BIN)/python -I -m pytest -n auto --dist loadfile --cov --cov-report=term:skip-covered
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -54,7 +54,7 @@ class Supervisor:
     grace_seconds: float = 10.0
     """How long running jobs may go on after a stop; then they go back to the queue."""
     _signals: int = 0
-    """How often it was told to stop. A number, no lock: a handler that takes a lock of the thread it interrupts hangs."""
+    """How often it was told to stop. No lock guards it: a handler that waits for the thread it interrupts hangs."""
 
     def run(self) -> None:
         """Work until SIGTERM, SIGINT or SIGHUP; a second one cuts the grace short. Restarts workers that crash."""

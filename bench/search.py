@@ -48,7 +48,7 @@ from modelgrove_analyzers.encoders.statnn import StatNN
 from modelgrove_analyzers.encoders.training import label_vectors
 from modelgrove_hub.formats.adapters import read_adapter
 from modelgrove_hub.search.background import load_background
-from modelgrove_hub.search.seen import model_scores, text_margins
+from modelgrove_hub.search.seen import ranking_keys, text_margins
 from modelgrove_hub.testing import FolderModel
 from modelgrove_kernels.lowrank import Canonical
 
@@ -158,7 +158,7 @@ def measure(zoo: Zoo, encoder: str, seed: int, quick: bool) -> dict[str, float]:
     plain_margins = background.margins(vectors.numpy(), texts, others)
     margins = text_margins(background, vectors.numpy(), texts, others, known)
     plain_scores = background.scores(vectors.numpy(), texts)
-    scores = model_scores(background, vectors.numpy(), texts, lesson.texts.numpy())
+    scores = ranking_keys(background, vectors.numpy(), texts, lesson.texts.numpy())
     right = own[:, None] == np.arange(len(zoo.concepts))
     neighbours = (vectors @ placed(train).T).argmax(1)
     nearest = np.array([train[i].concept == s.concept for i, s in zip(neighbours.tolist(), test, strict=True)])

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from modelgrove_hub.search.seen import model_scores, text_margins
+from modelgrove_hub.search.seen import text_margins
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from modelgrove_hub.search.background import Background
@@ -113,10 +111,8 @@ class Judge:
         import torch
 
         background, vectors = self._background, self.known.vectors.numpy()
-
-        def scores(queries: NDArray[np.float32]) -> Tensor:
-            return torch.from_numpy(model_scores(background, vectors, queries, self._texts))
-
+        here = torch.from_numpy(background.scores(vectors, self._texts))
+        absent = torch.from_numpy(background.scores(vectors, background.centre(background.vectors)))
         own = torch.nn.functional.one_hot(torch.tensor(self.known.labels), len(self._texts)).bool()
-        best = scores(self._texts).masked_fill(~own, -torch.inf).max(0).values
-        return best[best.isfinite()], scores(background.centre(background.vectors)).max(0).values
+        best = here.masked_fill(~own, -torch.inf).max(0).values
+        return best[best.isfinite()], absent.max(0).values

@@ -5,7 +5,8 @@ An encoder gives e (r_T) for a model. A learned text head T gives each label's t
     logit(model, label) = cos(e, T t + c) · τ,    loss = cross-entropy over all training labels
 
 with τ = 1 as in the paper's code, or learned (CLIP, arXiv 2103.00020, section 2.3). Adam; one model of
-each label that has others is kept for validation, and the epoch is taken that places these best.
+each label that has others is kept for validation, the epoch is taken that places these best, and training
+ends when fifty more have not placed them better.
 
 All trees share one frozen text space, so a model's vector must lie there and not behind T. For one text q
 the logits rank models by ⟨e/|e|, T q + c⟩ = ⟨Tᵀe/|e|, q⟩ + ⟨e/|e|, c⟩: therefore v = Tᵀe is the model's
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 Parameters = Mapping[str, "Tensor"]
 BATCH = 128
 EPOCHS_BETWEEN = 10
+PATIENCE = 50
+"""Epochs without a better one after which training ends."""
 _FIRST_TEMPERATURE = 1 / 0.07
 
 
@@ -144,6 +147,8 @@ def train(encoder: Encoder, lesson: Lesson, options: TrainedOptions) -> tuple[Tr
             judge = Judge(lesson.texts, placed, (), lesson.background, {"epoch": epoch})
             if best is None or judge.score > best[0].score:
                 best = judge, {name: p.detach().clone() for name, p in parameters.items()}
+            elif epoch - best[0].setting["epoch"] >= PATIENCE:
+                break
     assert best is not None  # noqa: S101  (the last epoch is always judged)
     return TrainedFitted(layer, updates.shape, encoder, best[1]), best[0]
 

@@ -21,7 +21,7 @@ from modelgrove_hub.search.answers import SIDES, Answer, By, Hit, Side, answer, 
 from modelgrove_hub.search.background import Background, load_background
 from modelgrove_hub.search.experts import known_labels, latest_revisions, newest_experts, not_embedded
 from modelgrove_hub.search.index import open_index
-from modelgrove_hub.search.seen import model_scores
+from modelgrove_hub.search.seen import ranking_keys
 from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts
 from modelgrove_hub.tables import Embedding, Expert, Model, Revision
 
@@ -83,9 +83,10 @@ def search(hub: Hub, text: str, by: By = "both", filters: Filters | None = None,
         candidates = {one.revision: one for one in _candidates(session, SIDES[by], near)}
         experts = newest_experts(session)
         missing = not_embedded(session) if by != "card" else {}
+    found = list(candidates.values())
+    scores = _scores(background, query, found, SIDES[by])
     labels = {tree: known_labels(hub, expert) for tree, expert in experts.items()} if by != "card" else {}
-    scores = _scores(background, query, list(candidates.values()), SIDES[by], labels)
-    ranked = {side: sorted(rows, key=lambda one: (-rows[one], one)) for side, rows in scores.items()}
+    ranked = _ranked(background, query, found, scores, labels)
     hits = [
         _hit(candidates[one].model, one, scores, ranked, limit, _thresholds(experts.get(candidates[one].model.family)))
         for one in fuse(ranked)[:limit]
@@ -162,24 +163,35 @@ def _candidates(session: Session, sides: Sequence[Side], revisions: Collection[i
 
 
 def _scores(
-    background: Background,
-    query: Vector,
-    candidates: Sequence[_Candidate],
-    sides: Sequence[Side],
-    labels: Mapping[str, Vector],
+    background: Background, query: Vector, candidates: Sequence[_Candidate], sides: Sequence[Side]
 ) -> dict[Side, dict[int, float]]:
-    """Calibrated scores by side and revision. `labels` are what the expert of each tree was fitted on."""
+    """Calibrated scores by side and revision."""
     import numpy as np
 
-    scores: dict[Side, dict[int, float]] = {side: {} for side in sides}
+    scores: dict[Side, dict[int, float]] = {}
     for side in sides:
-        for tree in {one.model.family for one in candidates if side in one.vectors}:
-            members = [one for one in candidates if side in one.vectors and one.model.family == tree]
-            vectors = np.array([one.vectors[side] for one in members], np.float32)
-            known = labels.get(tree) if side == "weights" else None
-            values = model_scores(background, vectors, query[None], known)
-            scores[side] |= dict(zip([one.revision for one in members], values[:, 0].tolist(), strict=True))
+        members = [one for one in candidates if side in one.vectors]
+        vectors = np.array([one.vectors[side] for one in members], np.float32).reshape(-1, WIDTH)
+        values = background.scores(vectors, query[None])[:, 0].tolist()
+        scores[side] = dict(zip([one.revision for one in members], values, strict=True))
     return scores
+
+
+def _ranked(
+    background: Background, query: Vector, candidates: Sequence[_Candidate], scores: Mapping[Side, Mapping[int, float]],
+    labels: Mapping[str, Vector | None],
+) -> dict[Side, list[int]]:  # fmt: skip
+    """Revisions by side, best first: by score, and by weights also by what the expert of each tree has `seen`."""
+    import numpy as np
+
+    keys = {side: dict(rows) for side, rows in scores.items()}
+    for tree, known in labels.items():
+        members = [one for one in candidates if "weights" in one.vectors and one.model.family == tree]
+        if known is not None and members:
+            vectors = np.array([one.vectors["weights"] for one in members], np.float32)
+            values = ranking_keys(background, vectors, query[None], known)[:, 0].tolist()
+            keys["weights"] |= dict(zip([one.revision for one in members], values, strict=True))
+    return {side: sorted(rows, key=lambda one: (-rows[one], one)) for side, rows in keys.items()}
 
 
 def _hit(

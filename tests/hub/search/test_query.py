@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from modelgrove_hub.errors import NotFoundError, UsageError
 from modelgrove_hub.search.background import load_background
@@ -198,3 +199,26 @@ def test_a_model_without_a_card_ranks_as_one_whose_card_ranks_as_its_weights(ord
     # All that both sides rank above it stay above; nothing else gets there.
     assert fused.index(bare) <= place
     assert set(fused[: fused.index(bare)]) <= set(order[:place])
+
+
+def test_what_no_expert_has_seen_comes_before_its_known_relatives(hub, register, embed, tmp_path):
+    background = load_background(hub.settings.index)
+
+    def towards(**shares):
+        vector = sum(share * background.centre(text_vector(f"a {thing}")) for thing, share in shares.items())
+        return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+    labels = np.stack([towards(guitar=1), towards(castle=1), towards(cat=1)])
+    guitar, new, cat = (register(name) for name in ("a/guitar", "a/new", "a/cat"))
+    embed({guitar: labels[0], new: towards(guitar=1, castle=0.8, violin=0.1), cat: labels[2]})
+    assert names(search(hub, "a violin", by="weights")) == ["a/guitar", "a/new", "a/cat"]
+    save_file({"labels": labels}, tmp_path / "expert.safetensors")
+    stored = hub.store.put(tmp_path / "expert.safetensors")
+    with hub.transaction() as session:
+        session.add(Blob(sha256=stored.sha256, size=stored.size))
+        session.flush()
+        session.add(Expert(tree="zoo", encoder="e", text_space=SPACE, blob=stored.sha256))
+    answer = search(hub, "a violin", by="weights")
+    assert names(answer) == ["a/new", "a/guitar", "a/cat"]
+    assert answer.hits[0].score < answer.hits[1].score  # shown as they were
+    assert names(search(hub, "a guitar", by="weights"))[0] == "a/guitar"

@@ -1,7 +1,7 @@
 import numpy as np
 
 from modelgrove_hub.search.background import Background
-from modelgrove_hub.search.seen import LOSS, SHARE, model_scores, text_margins
+from modelgrove_hub.search.seen import LOSS, NEAR, SHARE, ranking_keys, text_margins
 
 
 def unit(rows):
@@ -16,20 +16,31 @@ def test_a_model_that_nothing_known_explains_comes_before_a_known_relative():
     vectors = unit(np.array([[1, 0, 0], [0.6, 0.6, 0.3]]))
     labels = np.stack([guitar, drum])
     assert background.scores(vectors, violin[None])[:, 0].argmax() == 0
-    assert model_scores(background, vectors, violin[None], labels).argmax() == 1
+    assert ranking_keys(background, vectors, violin[None], labels).argmax() == 1
     # A search for the label itself still finds its model.
-    assert model_scores(background, vectors, guitar[None], labels).argmax() == 0
+    assert ranking_keys(background, vectors, guitar[None], labels).argmax() == 0
 
 
-def test_scores_lose_a_share_of_the_best_known_label(background):
+def test_models_far_from_the_query_stay_behind_in_their_order(background):
     dice = np.random.default_rng(2)
-    vectors, queries, labels = (dice.normal(size=(n, 8)).astype(np.float32) for n in (4, 3, 5))
-    expected = background.scores(vectors, queries) - SHARE * background.scores(vectors, labels).max(1)[:, None]
-    np.testing.assert_allclose(model_scores(background, vectors, queries, labels), expected)
-    for none in (None, labels[:0]):
-        np.testing.assert_array_equal(
-            model_scores(background, vectors, queries, none), background.scores(vectors, queries)
-        )
+    vectors, queries, labels = (dice.normal(size=(n, 8)).astype(np.float32) for n in (40, 3, 5))
+    scores, keys = background.scores(vectors, queries), ranking_keys(background, vectors, queries, labels)
+    for column in range(3):
+        near = scores[:, column] >= NEAR * scores[:, column].max()
+        assert 1 < near.sum() < 40
+        assert keys[near, column].min() > keys[~near, column].max()
+        np.testing.assert_array_equal(keys[~near, column], scores[~near, column])
+        expected = scores[near, column] - SHARE * background.scores(vectors[near], labels).max(1)
+        np.testing.assert_array_equal(keys[near, column].argsort(), expected.argsort())
+
+
+def test_models_that_all_lack_what_is_asked_keep_their_order(background):
+    vectors = unit(np.random.default_rng(4).normal(size=(9, 8)))
+    query = -unit(vectors.mean(0))
+    far = vectors[background.scores(vectors, query[None])[:, 0] < 0]
+    np.testing.assert_array_equal(
+        ranking_keys(background, far, query[None], vectors), background.scores(far, query[None])
+    )
 
 
 def test_known_labels_lose_a_constant_against_other_texts(background):

@@ -54,7 +54,7 @@ Progress = Callable[[float, str], None]
 class BaseRecipe:
     """Everything that decides the base. `learning_rate` decays linearly over the last `decay` share of `steps`."""
 
-    steps: int = 15000
+    steps: int = 12000
     batch: int = 32
     learning_rate: float = 1.2e-3
     warmup: int = 200

@@ -99,7 +99,7 @@ class InputModel(Protocol):
         """The model card's tags."""
 
     def tensors(self) -> Iterator[LazyTensor]:
-        """All tensors of all safetensors files, in file order, on disk until read. Raises `DataError` without a file."""
+        """All tensors of all safetensors files, in file order, on disk until read; `DataError` if there are none."""
 
     def metadata(self) -> Mapping[str, str]:
         """The `__metadata__` of the weight files."""
@@ -113,6 +113,9 @@ class TensorWriter(Protocol):
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Write one tensor (moved to the CPU, made contiguous). A name may be used once."""
+
+    def describe(self, key: str, value: str) -> None:
+        """Add an entry to the file's `__metadata__`, also after the tensors; said again, it is replaced."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class SafetensorsWriter:
             StorageError: the disk refuses; the writer is aborted.
         """
         self._check_open()
-        entry = self._describe(name, tensor)
+        entry = self._entry(name, tensor)
         data = _bytes_of(tensor)
         try:
             with storage_errors(self._path):
@@ -78,11 +78,22 @@ class SafetensorsWriter:
             raise
         self._entries[name] = entry
 
+    def describe(self, key: str, value: str) -> None:
+        """Add an entry to the metadata at any time before the end; said again, it is replaced.
+
+        Raises:
+            UsageError: the entry cannot be written, or the writer is closed.
+        """
+        self._check_open()
+        if fault := metadata_fault({key: value}):
+            raise UsageError(f"{self._path}: {fault}")
+        self._metadata[key] = value
+
     def close(self) -> None:
         """Finish the file: write the header, flush to disk, give it its name.
 
         Raises:
-            UsageError: the writer was closed before, or the header would be too large.
+            UsageError: the writer was closed before, or metadata or header would be too large.
             StorageError: the disk refuses.
         """
         self._check_open()
@@ -120,7 +131,7 @@ class SafetensorsWriter:
         if not self._open:
             raise UsageError(f"{self._path}: this file is closed already")
 
-    def _describe(self, name: str, tensor: Tensor) -> _Entry:
+    def _entry(self, name: str, tensor: Tensor) -> _Entry:
         if fault := name_fault(name):
             raise UsageError(f"{self._path}: a tensor has {fault}: {name[:80]!a}")
         if name in self._entries:
@@ -183,6 +194,8 @@ class SafetensorsWriter:
 
     def _header(self, entries: Iterable[_Entry], room: int) -> bytes:
         """Length and JSON, padded with spaces to `room` bytes and to a multiple of eight."""
+        if fault := metadata_fault(self._metadata):
+            raise UsageError(f"{self._path}: {fault}")
         table: dict[str, Any] = {METADATA: dict(sorted(self._metadata.items()))} if self._metadata else {}
         position = 0
         for name, dtype, shape, nbytes in entries:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from modelgrove_hub.contracts import Context, InputModel, LazyTensor, Output, Result
+from modelgrove_hub.contracts import Context, InputModel, LazyTensor, Output, Result, TensorWriter
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.quantized import KEY, PackedTensor, QuantManifest
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
@@ -24,7 +24,6 @@ from modelgrove_hub.store.header import read_header
 from modelgrove_hub.store.tensors import StoredTensor, tensors_of
 from modelgrove_hub.tables import Relation
 from modelgrove_plugins.compress.packed import WEIGHTS, parts_of
-from modelgrove_plugins.spool import spooled
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,14 +64,14 @@ def compress(context: Context, method: str, parameters: Mapping[str, Any], quant
     weights = _weights(model, files)
     tally = _Tally(sum(tensor.nbytes for tensors in weights.values() for tensor in tensors))
     for path, tensors in weights.items():
-        with spooled(context, path) as output:
-            packed = _stream(context, path, tensors, quantize, output.add, tally)
-            output.metadata.update(read_header(files[path]).metadata)
-            if packed:
-                manifest = QuantManifest(
-                    method=method, parameters=dict(parameters), parent=_digest(files[path]), tensors=packed
-                )
-                output.metadata.update(manifest.metadata())
+        writer = context.writer(path, read_header(files[path]).metadata)
+        packed = _stream(context, path, tensors, quantize, writer, tally)
+        if packed:
+            manifest = QuantManifest(
+                method=method, parameters=dict(parameters), parent=_digest(files[path]), tensors=packed
+            )
+            for key, value in manifest.metadata().items():
+                writer.describe(key, value)
     if not tally.layers:
         raise UsageError(f"model {model.name}: nothing to quantize: all tensors are skipped, small or not floating")
     copied, left_out = _copy_others(context, files, weights, tally)
@@ -99,7 +98,7 @@ def _weights(model: InputModel, files: Mapping[str, Path]) -> dict[str, tuple[St
 
 def _stream(
     context: Context, path: str, tensors: Sequence[StoredTensor], quantize: Quantize,
-    add: Callable[[str, Tensor], None], tally: _Tally,
+    writer: TensorWriter, tally: _Tally,
 ) -> dict[str, PackedTensor]:  # fmt: skip
     """Write the tensors of one file; returns the manifest's entries."""
     packed: dict[str, PackedTensor] = {}
@@ -108,7 +107,7 @@ def _stream(
         place = _place(path, tensor.name)
         stored = _quantized(quantize, place, tensor, packed) or {tensor.name: tensor.read()}
         for name, part in stored.items():
-            add(name, part)
+            writer.add(name, part)
         tally.parts[place] = list(stored)
         tally.before += tensor.nbytes
         tally.after += sum(part.nbytes for part in stored.values())

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from modelgrove_hub.contracts import Context, Output, Params, Result
+from modelgrove_hub.contracts import Context, Output, Params, Result, TensorWriter
 from modelgrove_hub.errors import UsageError
 from modelgrove_hub.formats.adapters import WEIGHTS, Factors, adapter_metadata, write_factors
 from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.tables import ModelKind, Relation
 from modelgrove_plugins.merge.alignment import Alignment, Site, align
 from modelgrove_plugins.merge.interference import PairTable
-from modelgrove_plugins.spool import Spool, spooled
 
 if TYPE_CHECKING:
     from modelgrove_kernels.lowrank import Canonical, LowRank, Merged
@@ -74,12 +73,12 @@ def join(context: Context, method: str, params: MergeParams, repair: Repair | No
     alignment = align(context.inputs)
     names = _distinct([file.name for file in alignment.files])
     tally = _Tally(PairTable(names), PairTable(names), [{} for _ in names])
-    with spooled(context, WEIGHTS) as output:
-        for number, site in enumerate(alignment.sites):
-            context.progress(number / len(alignment.sites), site.module)
-            _join_site(alignment, site, weights, params, repair, output, tally)
-        output.metadata.update(adapter_metadata(tally.ranks))
-        output.metadata.update(_recipe(context, method, params, weights))
+    writer = context.writer(WEIGHTS, _recipe(context, method, params, weights))
+    for number, site in enumerate(alignment.sites):
+        context.progress(number / len(alignment.sites), site.module)
+        _join_site(alignment, site, weights, params, repair, writer, tally)
+    for key, value in adapter_metadata(tally.ranks).items():
+        writer.describe(key, value)
     report = _report(alignment, names, weights, tally, repaired=repair is not None)
     for warning in report["warnings"]:
         context.log(f"warning: {warning}")
@@ -88,7 +87,7 @@ def join(context: Context, method: str, params: MergeParams, repair: Repair | No
 
 def _join_site(
     alignment: Alignment, site: Site, weights: Sequence[float], params: MergeParams, repair: Repair | None,
-    output: Spool, tally: _Tally,
+    writer: TensorWriter, tally: _Tally,
 ) -> None:  # fmt: skip
     import torch
 
@@ -108,7 +107,7 @@ def _join_site(
     _note_result(tally, site, sum(update.rank for update in updates), merged)
     result = merged.result.factors()
     write_factors(
-        Factors(site.module, site.component, site.kernel, result.down, result.up), output, getattr(torch, params.dtype)
+        Factors(site.module, site.component, site.kernel, result.down, result.up), writer, getattr(torch, params.dtype)
     )
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from modelgrove_hub.errors import StorageError, UsageError
 from modelgrove_hub.store import writer as module
 from modelgrove_hub.store.dtypes import DTYPES
-from modelgrove_hub.store.header import name_fault, read_header
+from modelgrove_hub.store.header import MAX_METADATA, name_fault, read_header
 from modelgrove_hub.store.tensors import tensors_of
 from modelgrove_hub.store.writer import SafetensorsWriter
 
@@ -175,6 +175,36 @@ def test_metadata_must_be_text(tmp_path: Path):
         SafetensorsWriter(tmp_path / "x.safetensors", {"steps": 100})  # type: ignore[dict-item]  # the mistake tested
 
 
+@pytest.mark.parametrize("buffer", [0, 2**25])
+def test_metadata_may_be_known_last(buffer: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "BUFFER", buffer)
+    monkeypatch.setattr(module, "ROOM", 512)
+    path, tensors = tmp_path / "x.safetensors", {"a": torch.arange(3.0), "b": torch.ones(5, dtype=torch.uint8)}
+    large = "error of a tensor " * 100  # more than the room for the header
+    with SafetensorsWriter(path, {"format": "pt", "error": "unknown"}) as writer:
+        for name, tensor in tensors.items():
+            writer.add(name, tensor)
+        writer.describe("error", large)
+        writer.describe("rank", "4")
+
+    check(path, tensors, {"format": "pt", "error": large, "rank": "4"})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_metadata_that_cannot_be_written_is_refused_at_once_and_too_much_of_it_at_the_end(tmp_path: Path):
+    writer = SafetensorsWriter(tmp_path / "x.safetensors")
+    writer.add("a", torch.ones(1))
+    with pytest.raises(UsageError, match="cannot be stored"):
+        writer.describe("k", "a\0b")
+    for key in ("one", "two"):
+        writer.describe(key, "x" * (MAX_METADATA // 2))
+    with pytest.raises(UsageError, match=f"more than {MAX_METADATA}"):
+        writer.close()
+    with pytest.raises(UsageError, match="closed already"):
+        writer.describe("k", "v")
+    assert list(tmp_path.iterdir()) == []
+
+
 def write_twice(path: Path) -> None:
     with SafetensorsWriter(path) as writer:
         writer.add("a", torch.ones(100))
@@ -235,6 +265,7 @@ def test_a_killed_writer_leaves_no_file_under_the_name(tmp_path: Path):
         "writer.BUFFER = 0\n"
         "w = writer.SafetensorsWriter(Path(sys.argv[1]))\n"
         "w.add('a', torch.ones(10))\n"
+        "w.describe('known', 'last')\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "x.safetensors")], check=False)

@@ -7,7 +7,8 @@ its entries before it is projected,
     p_v = ReLU(Pᵀ standardise(view_v(X) Z)),    e = M (p_1, p_2, p_3, p_4) + b.
 
 The loss is in `learning`, the layer is `closed_form.best_layer`. With 64 probes a view instead of 128
-it is about as large as ProbeX.
+it is about as large as ProbeX. The paper's code takes 400 epochs at a learning rate of 3e-4, for ten times as
+many models; here it is 200 at 1e-3.
 """
 
 from __future__ import annotations
@@ -29,8 +30,7 @@ class MVProbeOptions(TrainedOptions):
     """How an expert is trained."""
 
     rank: int = Field(64, ge=1, le=1024, description="Probes of each view, and length of the encoding.")
-    learning_rate: float = Field(3e-4, gt=0, le=1, description="Of Adam.")
-    epochs: int = Field(400, ge=1, le=10_000, description="Most epochs; the best on validation models is kept.")
+    learning_rate: float = Field(1e-3, gt=0, le=1, description="Of Adam.")
 
 
 def views(updates: Updates) -> tuple[Updates, ...]:

@@ -16,7 +16,6 @@ from modelgrove_hub.errors import DataError
 def fsck(full: bool, fix: bool, as_json: bool) -> None:
     """Check that database, blob store and referenced files agree (exit code 5 if not)."""
     from modelgrove_hub.store.fsck import check
-    from modelgrove_hub.store.gc import remove_leftovers
 
     hub = open_hub()
     results = []
@@ -30,7 +29,7 @@ def fsck(full: bool, fix: bool, as_json: bool) -> None:
         if not as_json:
             line = f"{finding.subject}: {finding.problem}"
             click.echo(f"fixed: {line}" if fixed else f"{finding.level}: {line}. Way out: {finding.way_out}")
-    swept = remove_leftovers(hub, []) if fix else 0
+    swept = hub.store.sweep(hub.settings.gc_grace_seconds) if fix else 0
     remaining = sum(not result["fixed"] for result in results)
     if as_json:
         print_json({"findings": results, "remaining": remaining, "half_written_files_removed": swept})

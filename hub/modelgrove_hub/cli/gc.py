@@ -19,22 +19,19 @@ def gc(dry_run: bool, as_json: bool) -> None:
     Files younger than the grace time (MODELGROVE_GC_GRACE_SECONDS) are kept, as are all files
     that are referenced where they lie. What killed processes left half-written goes too.
     """
-    from modelgrove_hub.store.gc import find_garbage, find_leftovers, remove_garbage, remove_leftovers
+    from modelgrove_hub.store.gc import collect
 
-    hub = open_hub()
-    items, folders = find_garbage(hub), find_leftovers(hub)
-    if not dry_run:
-        remove_leftovers(hub, folders)
-        items = list(remove_garbage(hub, items))
-    size = sum(item.size for item in items if item.stored)
+    found = collect(open_hub(), dry_run=dry_run)
+    size = sum(item.size for item in found.garbage if item.stored)
     if as_json:
-        blobs = [asdict(item) for item in items]
-        print_json(
-            {"blobs": blobs, "bytes": size, "folders": [str(folder) for folder in folders], "removed": not dry_run}
-        )
+        blobs, folders = [asdict(item) for item in found.garbage], [str(folder) for folder in found.folders]
+        facts = {"blobs": blobs, "bytes": size, "folders": folders, "half_written_files": found.drafts}
+        print_json({**facts, "removed": not dry_run})
         return
-    for item in items:
+    for item in found.garbage:
         click.echo(f"{item.sha256}  {human_size(item.size) if item.stored else 'row only'}")
-    for folder in folders:
+    for folder in found.folders:
         click.echo(f"{folder}  left by a job that died")
-    say(f"{'Would free' if dry_run else 'Freed'} {human_size(size)} in {len(items)} blobs.")
+    if found.drafts:
+        click.echo(f"{found.drafts} half-written files in the blob store")
+    say(f"{'Would free' if dry_run else 'Freed'} {human_size(size)} in {len(found.garbage)} blobs.")

@@ -97,7 +97,7 @@ def _known(hub: Hub, found: Found) -> Model | None:
     if found.refused or not weights:
         return None
     try:
-        with hub.transaction() as session:
+        with hub.reading() as session:
             models = [_owner(session, path) for path in weights]
     except OSError:  # gone since it was found: reading it will say so
         return None

@@ -16,7 +16,7 @@ from modelgrove_hub.errors import DataError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
 from modelgrove_hub.ingest.prepare import Prepared
-from modelgrove_hub.registry.blobs import name_blob
+from modelgrove_hub.registry.blobs import name_blobs
 from modelgrove_hub.registry.events import record
 from modelgrove_hub.registry.lineage import add_edge
 from modelgrove_hub.registry.models import add_revision, clean_name, free_name, latest_revision
@@ -54,7 +54,9 @@ def store(hub: Hub, prepared: Prepared, mode: Mode) -> Stored:
             stored = hub.store.put(source, mode=mode)
             if stored.sha256 != scan.sha256:
                 raise DataError(f"{source} changed while it was read: ingest it again when it is complete")
-            blobs.append(Blob(sha256=stored.sha256, size=stored.size))
+            # Whoever has the original can write into a hard link: its time tells `fsck`.
+            mtime_ns = stored.mtime_ns if mode == "hardlink" else None
+            blobs.append(Blob(sha256=stored.sha256, size=stored.size, mtime_ns=mtime_ns))
         if scan.tensors:
             manifest = hub.store.put_bytes(scan.to_json().encode())
             manifests[path] = manifest.sha256
@@ -73,8 +75,7 @@ def register(
     """
     prepared, recognition, tensors = stored.prepared, stored.prepared.recognition, stored.prepared.tensors
     name = name or _name_at(session, stored)
-    for blob in stored.blobs:
-        name_blob(session, blob)
+    name_blobs(session, stored.blobs)
     unknown = recognition.kind == ModelKind.UNKNOWN and parent is not None
     wanted = clean_name(name or prepared.found.name)
     model, revision, created = add_revision(

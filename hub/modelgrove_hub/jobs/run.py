@@ -27,7 +27,7 @@ from modelgrove_hub.jobs import rows
 from modelgrove_hub.jobs.context import JobContext
 from modelgrove_hub.jobs.lease import Lease, LostLease
 from modelgrove_hub.plugins import check_params, find_plugin, get_plugin
-from modelgrove_hub.registry.blobs import name_blob
+from modelgrove_hub.registry.blobs import name_blobs
 from modelgrove_hub.tables import Blob, Job, JobState
 
 LOG = logging.getLogger(__name__)
@@ -164,8 +164,7 @@ def _complete(hub: Hub, job: Job, lease: Lease, result: Result, out: Path) -> No
     with hub.transaction() as session:
         lease.pulse = rows.beat(session, job.id, lease.owner, hub.settings.lease_seconds)
         lease.check()
-        for blob in artefacts.values():
-            name_blob(session, Blob(sha256=blob.sha256, size=blob.size))
+        name_blobs(session, [Blob(sha256=blob.sha256, size=blob.size) for blob in artefacts.values()])
         if stored:
             outputs["models"] = register_outputs(session, job, stored)
         if Kind(job.plugin.partition(".")[0]) is Kind.EMBEDDER:

@@ -1,22 +1,27 @@
-"""Rows of blobs, written so that two processes may write the same one at once."""
+"""Rows of blobs, written so that two processes may write the same ones at once."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session
 
+from modelgrove_hub.registry.database import take_turn
 from modelgrove_hub.tables import Blob
 
 
-def name_blob(session: Session, blob: Blob) -> None:
-    """Make sure there is a row for `blob`; one that is there stays, unless it refers to a file that is gone.
+def name_blobs(session: Session, blobs: Iterable[Blob]) -> None:
+    """Make sure there is a row for each of `blobs`; one that is there stays, unless the new one is better.
 
-    A stored copy is better than a reference, a live reference better than a dead one.
+    A stored copy is better than a reference, a live reference better than a dead one. Takes the
+    turn first: two transactions that name the same blobs in another order would wait for each other.
     """
+    take_turn(session)
     insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    session.exec(insert(Blob).values(blob.model_dump()).on_conflict_do_nothing())
-    known = session.get_one(Blob, blob.sha256)
-    if known.path is not None and (blob.path is None or not Path(known.path).exists()):
-        known.path, known.mtime_ns = blob.path, blob.mtime_ns
+    for blob in blobs:
+        session.exec(insert(Blob).values(blob.model_dump()).on_conflict_do_nothing())
+        known = session.get_one(Blob, blob.sha256)
+        if blob.path is None or (known.path is not None and not Path(known.path).exists()):
+            known.path, known.mtime_ns = blob.path, blob.mtime_ns

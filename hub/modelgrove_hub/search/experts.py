@@ -129,7 +129,7 @@ def embed_missing(hub: Hub, tree: str | None = None, progress: Progress = lambda
     """
     done = Embedded()
     _forget_superseded(hub)
-    with hub.transaction() as session:
+    with hub.reading() as session:
         experts = [expert for name, expert in newest_experts(session).items() if tree in (None, name)]
     for expert in experts:
         _embed_weights(hub, expert, done, progress)
@@ -165,7 +165,7 @@ def _embed_weights(hub: Hub, expert: Expert, done: Embedded, progress: Progress)
     if not isinstance(plugin, Embedder):
         raise PluginError(f"plugin embedder.{expert.encoder} has no method `embed`")
     file = hub.store.path(expert.blob)
-    with hub.transaction() as session:
+    with hub.reading() as session:
         by_it = select(Embedding.revision_id).where(Embedding.side == WEIGHTS, Embedding.expert_id == expert.id)
         missing = list(_latest(session, expert.tree, ~col(Revision.id).in_(by_it)))
     for start in range(0, len(missing), _BATCH):
@@ -197,7 +197,7 @@ def _embed_cards(hub: Hub, tree: str | None, done: Embedded) -> None:
     fresh = select(Embedding.revision_id).where(
         Embedding.side == CARD, col(Embedding.created_at) >= col(Model.updated_at), Embedding.revision_id == Revision.id
     )
-    with hub.transaction() as session:
+    with hub.reading() as session:
         rows = list(_latest(session, tree, ~fresh.exists(), adapters=tree is not None))
     texts = {cast(int, revision.id): search_text(model.card, model.tags) for model, revision in rows}
     _forget(hub, [revision for revision, text in texts.items() if not text])

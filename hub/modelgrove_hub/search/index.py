@@ -134,7 +134,7 @@ def open_index(hub: Hub, side: str, space: str, background: Background) -> Vecto
         StorageError: FAISS is not installed, or the index folder cannot be written.
     """
     path = hub.settings.index / f"{side}-{space}.faiss"
-    with hub.transaction() as session:
+    with hub.reading() as session:
         wanted = version_of(session, side, space, background)
     with storage_errors(path):
         index = _read(path)
@@ -142,7 +142,7 @@ def open_index(hub: Hub, side: str, space: str, background: Background) -> Vecto
         return index
     with storage_errors(path), _single_writer(hub.settings.index):
         index = _read(path)  # another process may have been quicker
-        with hub.transaction() as session:
+        with hub.reading() as session:
             fresh = _refresh(session, index, version_of(session, side, space, background), background)
         if index is None or fresh is not index:
             file, temporary = create_temporary(path.parent)

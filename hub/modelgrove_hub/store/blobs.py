@@ -126,14 +126,16 @@ class BlobStore:
                 self._cache.remove(sha256, None)
             return removed
 
-    def sweep(self, older_than: float) -> int:
+    def sweep(self, older_than: float, *, dry_run: bool = False) -> int:
         """Remove what killed writers left half-written more than `older_than` seconds ago; how many files.
+
+        With `dry_run` they are only counted.
 
         Raises:
             StorageError: the store refuses.
         """
         with storage_errors(self.url):
-            return self._shelf.sweep(older_than)
+            return self._shelf.sweep(older_than, dry_run=dry_run)
 
     def __iter__(self) -> Iterator[StoredBlob]:
         """All blobs, in no order; those put or deleted meanwhile may be seen or not."""

@@ -7,7 +7,7 @@ is working is not held up, and what is stored meanwhile is not reported as missi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -19,6 +19,7 @@ from sqlmodel import Session, SQLModel, col, delete, select, update
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry.digest import digest_of
 from modelgrove_hub.store.gc import find_leftovers, named, remove_leftovers
+from modelgrove_hub.store.shelves import StoredBlob
 from modelgrove_hub.tables import Blob, Edge, Embedding, Model, Report, Revision, RevisionFile
 
 _DERIVED = (Edge, Embedding, Report)
@@ -61,7 +62,7 @@ def check(hub: Hub, *, full: bool = False) -> Iterator[Finding]:
         blobs = {blob.sha256: blob for blob in session.exec(select(Blob))}
         users = _users(session)
     yield from findings
-    stored = {blob.sha256: blob.size for blob in hub.store}
+    stored = {blob.sha256: blob for blob in hub.store}
     for sha256, user in users.items():
         fault = _fault(hub, sha256, blobs.get(sha256), stored, full)
         if fault and _unchanged(hub, sha256, blobs.get(sha256)):
@@ -132,20 +133,21 @@ def _users(session: Session) -> dict[str, str]:
 # ---- files ----------------------------------------------------------------------------------
 
 
-def _fault(hub: Hub, sha256: str, blob: Blob | None, stored: dict[str, int], full: bool) -> Fault | None:
+def _fault(hub: Hub, sha256: str, blob: Blob | None, stored: Mapping[str, StoredBlob], full: bool) -> Fault | None:
     if blob is None:
         return Fault("no row tells its size", "ingest the model again, or retry the job")
     copy = stored.get(sha256)
     if blob.path is not None:
-        return _reference_fault(blob, Path(blob.path), has_copy=copy == blob.size, full=full)
+        return _reference_fault(blob, Path(blob.path), has_copy=bool(copy and copy.size == blob.size), full=full)
     again = "ingest the file again with `--mode copy`, or `modelgrove rm` the model"
     if copy is None:
         return Fault("is not in the blob store", again)
-    if copy != blob.size:
-        return Fault(f"has {copy} bytes in the blob store, not {blob.size}", again)
-    if full and not hub.store.verify(sha256):
+    if copy.size != blob.size:
+        return Fault(f"has {copy.size} bytes in the blob store, not {blob.size}", again)
+    touched = None not in (copy.mtime_ns, blob.mtime_ns) and copy.mtime_ns != blob.mtime_ns
+    if (touched or full) and not hub.store.verify(sha256):
         return Fault("has other bytes in the blob store than its hash says", again)
-    return None
+    return _touched("its hard link", sha256, copy.mtime_ns) if touched else None
 
 
 def _reference_fault(blob: Blob, place: Path, *, has_copy: bool, full: bool) -> Fault | None:
@@ -163,9 +165,13 @@ def _reference_fault(blob: Blob, place: Path, *, has_copy: bool, full: bool) -> 
         way_out = "ingest it again for a new revision, or `modelgrove rm` the model"
         return _or_use_copy(Fault(f"{place} has other content now", way_out), blob, has_copy)
     if touched:
-        fix = _change(blob.sha256, mtime_ns=found.st_mtime_ns)
-        return Fault(f"{place} was touched, its content is the same", "`modelgrove fsck --fix` notes the new time", fix)
+        return _touched(str(place), blob.sha256, found.st_mtime_ns)
     return None
+
+
+def _touched(what: str, sha256: str, mtime_ns: int | None) -> Fault:
+    way_out = "`modelgrove fsck --fix` notes the new time"
+    return Fault(f"{what} was touched, its content is the same", way_out, _change(sha256, mtime_ns=mtime_ns))
 
 
 def _or_use_copy(fault: Fault, blob: Blob, has_copy: bool) -> Fault:
@@ -197,7 +203,4 @@ def _hash(file: BinaryIO) -> str:
 
 
 def _removal(folder: Path) -> Fix:
-    def fix(hub: Hub) -> None:
-        remove_leftovers(hub, [folder])
-
-    return fix
+    return lambda _hub: remove_leftovers([folder])

@@ -35,6 +35,30 @@ class Garbage:
     stored: bool
 
 
+@dataclass(frozen=True)
+class Collected:
+    """What a collection removed, or would remove."""
+
+    garbage: list[Garbage]
+    folders: list[Path]
+    """Working folders of dead jobs."""
+    drafts: int
+    """Files in the store that killed writers left half-written."""
+
+
+def collect(hub: Hub, *, dry_run: bool = False) -> Collected:
+    """Remove everything that is garbage now, or with `dry_run` only find it.
+
+    Raises:
+        StorageError: the store or the database does not answer, or something cannot be removed.
+    """
+    garbage, folders = find_garbage(hub), find_leftovers(hub)
+    if not dry_run:
+        garbage = list(remove_garbage(hub, garbage))
+        remove_leftovers(folders)
+    return Collected(garbage, folders, hub.store.sweep(hub.settings.gc_grace_seconds, dry_run=dry_run))
+
+
 def find_garbage(hub: Hub) -> list[Garbage]:
     """What `remove_garbage` would remove now, by sha256. Files referenced in place are never bytes to remove.
 
@@ -79,18 +103,17 @@ def find_leftovers(hub: Hub) -> list[Path]:
     ]
 
 
-def remove_leftovers(hub: Hub, folders: Iterable[Path]) -> int:
-    """Remove such folders, and half-written files in the store. Returns how many files the store lost.
+def remove_leftovers(folders: Iterable[Path]) -> None:
+    """Remove such folders.
 
     Raises:
-        StorageError: something cannot be removed.
+        StorageError: one cannot be removed.
     """
     for folder in folders:
         try:
             shutil.rmtree(folder)
         except OSError as error:
             raise StorageError(f"{folder}: cannot be removed: {error.strerror}") from error
-    return hub.store.sweep(hub.settings.gc_grace_seconds)
 
 
 def named(session: Session, among: Collection[str] | None = None) -> set[str]:

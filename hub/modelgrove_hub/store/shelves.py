@@ -32,8 +32,8 @@ class StoredBlob(NamedTuple):
 
     sha256: str
     size: int
-    mtime_ns: int
-    """When the bytes last changed, as far as the place knows, in nanoseconds since 1970."""
+    mtime_ns: int | None
+    """When the bytes last changed, in nanoseconds since 1970; None at a URL, where they cannot change in place."""
     added_ns: int
     """When it was last put or touched. For local files this is the inode's change time: a hard link
     counts from when it was made, not from the age of its original, and a write to the original
@@ -57,8 +57,8 @@ class Shelf(Protocol):
 
     def __iter__(self) -> Iterator[StoredBlob]: ...
 
-    def sweep(self, older_than: float) -> int:
-        """Remove drafts that writers left behind more than so many seconds ago; how many."""
+    def sweep(self, older_than: float, *, dry_run: bool) -> int:
+        """Remove drafts that writers left behind more than so many seconds ago, or only count them."""
 
 
 class LocalShelf:
@@ -129,14 +129,15 @@ class LocalShelf:
             if _DIGEST.fullmatch(path.name) and (blob := self.find(path.name)):
                 yield blob
 
-    def sweep(self, older_than: float) -> int:
+    def sweep(self, older_than: float, *, dry_run: bool) -> int:
         """See `Shelf.sweep`."""
         swept = 0
         for draft in (self._folder / _DRAFTS).glob(f".*{TEMPORARY}"):
             with suppress(FileNotFoundError):  # its writer finished just now
                 if time.time() - draft.stat().st_ctime > older_than:
-                    draft.unlink()
                     swept += 1
+                    if not dry_run:
+                        draft.unlink()
         return swept
 
     def _publish(self, draft: Path, sha256: str) -> StoredBlob:
@@ -213,12 +214,12 @@ class RemoteShelf:
             if _DIGEST.fullmatch(path.rpartition("/")[2]):
                 yield self._describe(path, info)
 
-    def sweep(self, older_than: float) -> int:
+    def sweep(self, older_than: float, *, dry_run: bool) -> int:
         """See `Shelf.sweep`."""
         self._system.invalidate_cache()
         drafts = self._system.find(f"{self._root}/{_DRAFTS}", detail=True).items()
         stale = [path for path, info in drafts if time.time() - self._moment(path, info) > older_than]
-        for path in stale:
+        for path in [] if dry_run else stale:
             self._system.rm_file(path)
         return len(stale)
 
@@ -226,8 +227,8 @@ class RemoteShelf:
         return f"{self._root}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
     def _describe(self, path: str, info: dict[str, Any]) -> StoredBlob:
-        moment = int(self._moment(path, info) * 1e9)
-        return StoredBlob(path.rpartition("/")[2], int(info["size"]), moment, moment)
+        added_ns = int(self._moment(path, info) * 1e9)
+        return StoredBlob(path.rpartition("/")[2], int(info["size"]), None, added_ns)
 
     def _moment(self, path: str, info: dict[str, Any]) -> float:
         # Every file system of fsspec names and types its time as it likes.

@@ -52,6 +52,38 @@ def test_the_parameters_of_an_onnx_graph_are_counted(home, tmp_path):
         assert find_revision(session, "net").parameters == 6
 
 
+def test_a_hard_linked_original_that_is_written_into_is_found_without_reading_everything(home, lora, tmp_path):
+    file = lora(tmp_path / "in/cat.safetensors")
+    outcomes(home, tmp_path / "in", mode="hardlink")
+    assert list(check(home)) == []
+    with file.open("r+b") as original:
+        original.seek(-1, os.SEEK_END)
+        [last] = original.read(1)
+        original.seek(-1, os.SEEK_END)
+        original.write(bytes([last ^ 1]))
+    os.utime(file, ns=(1, 1))  # not left to how fine the file system's clock is
+
+    [finding] = check(home)
+    assert (finding.level, finding.fix) == ("error", None)
+    assert finding.problem == "has other bytes in the blob store than its hash says"
+
+    with file.open("r+b") as original:  # the owner undoes it
+        original.seek(-1, os.SEEK_END)
+        original.write(bytes([last]))
+    [finding] = check(home)
+    assert (finding.level, "content is the same" in finding.problem) == ("warning", True)
+    finding.fix(home)
+    assert list(check(home)) == []
+
+
+def test_a_copy_in_place_of_a_hard_link_is_sound(home, lora, tmp_path):
+    file = lora(tmp_path / "in/cat.safetensors")
+    outcomes(home, tmp_path / "in", mode="hardlink")
+    outcomes(home, tmp_path / "in", mode="copy")
+    file.write_bytes(b"no harm to the copy")
+    assert list(check(home, full=True)) == []
+
+
 def test_again_is_known_and_not_read(home, lora, tmp_path, monkeypatch):
     lora(tmp_path / "in/cat.safetensors")
     outcomes(home, tmp_path / "in")

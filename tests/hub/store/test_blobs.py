@@ -307,6 +307,7 @@ def test_remote_drafts_that_writers_left_are_swept(tmp_path: Path):
 
     assert [blob.sha256 for blob in store] == [DIGEST]
     assert store.sweep(3600) == 0
+    assert store.sweep(-1, dry_run=True) == 1
     assert store.sweep(-1) == 1
     assert store.exists(DIGEST)
 

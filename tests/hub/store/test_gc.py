@@ -16,8 +16,11 @@ from modelgrove_hub.cli.gc import gc
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry.models import remove
 from modelgrove_hub.settings import Settings, settings
+from modelgrove_hub.store.disk import create_temporary
 from modelgrove_hub.store.fsck import check
 from modelgrove_hub.store.gc import (
+    Collected,
+    collect,
     find_garbage,
     find_leftovers,
     named,
@@ -169,9 +172,25 @@ def test_a_dead_jobs_folder_goes_and_a_running_jobs_stays(hub: Hub, eager: Hub) 
         (folder / "half.safetensors").write_bytes(b"x")
     assert find_leftovers(hub) == []  # too young
 
-    remove_leftovers(eager, find_leftovers(eager))
+    remove_leftovers(find_leftovers(eager))
 
     assert [path.name for path in (hub.settings.home / "tmp").iterdir()] == ["alive-1"]
+
+
+def test_a_dry_run_finds_what_the_run_removes(hub: Hub, eager: Hub, register) -> None:
+    register("zoo/apple")
+    _forget(eager, "zoo/apple")
+    (hub.settings.home / "tmp" / "dead-1").mkdir(parents=True)
+    draft, _ = create_temporary(hub.store.path(next(iter(_stored(hub)))).parents[2] / "drafts")
+    draft.close()
+    assert collect(hub) == Collected([], [], 0)  # too young
+
+    planned = collect(eager, dry_run=True)
+
+    assert (len(planned.garbage), len(planned.folders), planned.drafts) == (2, 1, 1)
+    assert collect(eager, dry_run=True) == planned
+    assert collect(eager) == planned
+    assert collect(eager) == Collected([], [], 0)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from modelgrove_hub.formats.card import read_card
 from modelgrove_hub.formats.content import Format
 from modelgrove_hub.formats.listing import Contents, ListedTensor, Listing, Role, read_contents
 from modelgrove_hub.formats.pickles import PickleReport
+from modelgrove_hub.formats.texts import one_line
 from modelgrove_hub.formats.walking import MAX_FILES, files_below
 from modelgrove_hub.store.disk import open_regular, storage_errors
 
@@ -41,6 +42,8 @@ class _Gathered:
     pickles: dict[str, PickleReport] = field(default_factory=dict)
     formats: set[Format] = field(default_factory=set)
     files: dict[str, Role] = field(default_factory=dict)
+    stored: dict[str, int] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, contents: Contents, prefix: str, name: str) -> None:
         for tensor, listed in contents.tensors.items():
@@ -50,7 +53,9 @@ class _Gathered:
         self.scalars |= {prefix + tensor: value for tensor, value in contents.scalars.items()}
         self.metadata = {**contents.metadata, **self.metadata}
         self.formats.add(contents.format)
+        self.stored |= {prefix + tensor: size for tensor, size in contents.stored.items()}
         self.files[name] = Role.PICKLE if contents.pickle else Role.WEIGHTS
+        self.files |= {(PurePosixPath(name).parent / place).as_posix(): Role.WEIGHTS for place in contents.data}
         if contents.pickle:
             self.pickles[name] = contents.pickle
 
@@ -77,6 +82,7 @@ def list_folder(folder: Path, within: Path) -> Listing:
         parts=named,
         scalars=gathered.scalars,
         pickles=gathered.pickles,
+        notes=tuple(gathered.notes),
         card=read_card({path: file for path, file in files.items() if path == "README.md"}),
     )
 
@@ -101,13 +107,13 @@ def _add_part(gathered: _Gathered, files: Mapping[str, Path], part: str) -> None
     prefix = f"{part}/" if part else ""
     chosen = _choose(files)
     for path, file in files.items():
-        if path in chosen:
-            gathered.add(read_contents(file), prefix + chosen[path], path)
-        elif file.suffix in _WEIGHTS | _PICKLES:
+        if file.suffix in _WEIGHTS | _PICKLES:
             gathered.files[path] = Role.PICKLE if file.suffix in _PICKLES else Role.SPARE
+    for path, inner in chosen.items():
+        gathered.add(read_contents(files[path]), prefix + inner, path)
     for path, file in files.items():
         if path.endswith(".safetensors" + _INDEX) and not _PRECISION.search(path):
-            _check_index(path, file, files, gathered.tensors, prefix)
+            gathered.notes += _check_index(path, file, files, gathered.stored, prefix)
 
 
 def _choose(files: Mapping[str, Path]) -> dict[str, str]:
@@ -145,10 +151,10 @@ def _check_shards(shards: list[str]) -> None:
         raise CorruptFileError(f"{stem}: missing shards: {_some(missing)}")
 
 
-def _check_index(
-    path: str, file: Path, files: Mapping[str, Path], tensors: Mapping[str, ListedTensor], prefix: str
-) -> None:
-    places = _read_json(file, MAX_INDEX).get("weight_map")
+def _check_index(path: str, file: Path, files: Mapping[str, Path], stored: Mapping[str, int], prefix: str) -> list[str]:
+    """Refuse an index that leads astray. Returns a note if it is wrong about the size, for which no loader cares."""
+    index = _read_json(file, MAX_INDEX)
+    places = index.get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(shard, str) for shard in places.values()):
         raise CorruptFileError(f"{file}: no weight_map from tensor names to file names")
     shards = set(places.values())
@@ -157,8 +163,14 @@ def _check_index(
     folder = f"{_parent(path)}/" if _parent(path) else ""
     if missing := sorted(shard for shard in shards if folder + shard not in files):
         raise CorruptFileError(f"{file}: missing shards: {_some(missing)}")
-    if lost := sorted(name for name in places if prefix + name not in tensors):
+    if lost := sorted(name for name in places if prefix + name not in stored):
         raise CorruptFileError(f"{file}: tensors in no shard: {_some(lost)}")
+    metadata = index.get("metadata")
+    claimed = metadata.get("total_size") if isinstance(metadata, dict) else None
+    total = sum(stored[prefix + name] for name in places)
+    if claimed is None or claimed == total:
+        return []
+    return [f"{path} claims a total_size of {one_line(str(claimed)[:40])} bytes; its tensors have {total}"]
 
 
 def _has_parts(parts: list[str], gathered: _Gathered) -> bool:

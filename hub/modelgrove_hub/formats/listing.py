@@ -9,14 +9,14 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
-from modelgrove_hub.errors import NotFoundError
+from modelgrove_hub.errors import CorruptFileError, NotFoundError
 from modelgrove_hub.formats.card import Card
 from modelgrove_hub.formats.content import Format, detect
 from modelgrove_hub.formats.gguf import parse_gguf
-from modelgrove_hub.formats.onnx import parse_onnx
+from modelgrove_hub.formats.onnx import OnnxGraph, parse_onnx
 from modelgrove_hub.formats.pickles import PickleReport, inspect_pickle
 from modelgrove_hub.formats.quantized import check_parts, original_tensors, read_manifest
 from modelgrove_hub.store.disk import open_regular, storage_errors
@@ -58,6 +58,10 @@ class Contents:
     metadata: Mapping[str, str] = field(default_factory=dict)
     scalars: Mapping[str, float] = field(default_factory=dict)
     pickle: PickleReport | None = None
+    stored: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the tensors that a safetensors file holds, packed parts under their own names."""
+    data: tuple[str, ...] = ()
+    """Other files that hold data of an ONNX graph: paths from its folder."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Listing:
     """Values of the one-element tensors."""
     pickles: Mapping[str, PickleReport] = field(default_factory=dict)
     card: Card = field(default_factory=Card)
+    notes: tuple[str, ...] = ()
+    """What is odd about the files and yet read by every loader."""
 
 
 def list_model(path: Path, within: Path | None = None) -> Listing:
@@ -104,7 +110,7 @@ def list_model(path: Path, within: Path | None = None) -> Listing:
         format=contents.format,
         tensors=contents.tensors,
         metadata=contents.metadata,
-        files={path.name: role},
+        files={path.name: role, **dict.fromkeys(contents.data, Role.WEIGHTS)},
         scalars=contents.scalars,
         pickles={path.name: contents.pickle} if contents.pickle else {},
     )
@@ -122,7 +128,9 @@ def read_contents(path: Path) -> Contents:
         file.seek(0)
         if form is Format.SAFETENSORS:
             header = parse_header(file, size, str(path))
-            return Contents(form, _listed(header, str(path)), header.metadata, _read_scalars(file, header))
+            stored = {tensor.name: tensor.end - tensor.start for tensor in header.tensors}
+            listed, scalars = _listed(header, str(path)), _read_scalars(file, header)
+            return Contents(form, listed, header.metadata, scalars, stored=stored)
         if form is Format.GGUF:
             tensors, metadata = parse_gguf(file, size, str(path))
         elif form is Format.ONNX:
@@ -130,7 +138,15 @@ def read_contents(path: Path) -> Contents:
             tensors, metadata = graph.tensors, graph.metadata
         else:
             return Contents(form, pickle=inspect_pickle(file, size))
-    return Contents(form, {name: ListedTensor(*entry) for name, entry in tensors.items()}, metadata)
+    listed = {name: ListedTensor(*entry) for name, entry in tensors.items()}
+    return Contents(form, listed, metadata, data=_data_of(path, graph) if form is Format.ONNX else ())
+
+
+def _data_of(path: Path, graph: OnnxGraph) -> tuple[str, ...]:
+    places = sorted({PurePosixPath(place).as_posix() for place in graph.places})
+    if missing := [place for place in places if not (path.parent / place).is_file()]:
+        raise CorruptFileError(f"{path}: data of its initialisers are in {missing[0]!a}, which is not beside it")
+    return tuple(places)
 
 
 def _listed(header: Header, where: str) -> dict[str, ListedTensor]:

@@ -11,15 +11,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from math import prod
+from pathlib import Path
 from typing import BinaryIO, Never
 
 from modelgrove_hub.errors import CorruptFileError
+from modelgrove_hub.formats.walking import MAX_FILES
+from modelgrove_hub.store.disk import open_regular, storage_errors
 from modelgrove_hub.store.header import MAX_ELEMENTS, name_fault
 
 MAX_INITIALISERS = 100_000
 MAX_SIDES = 8
 MAX_TEXT = 64 * 1024
 MAX_PROPERTIES = 1000
+MAX_PLACE = 1024
 MAX_FIELDS = 2_000_000
 """Fields that are looked at in one file; the largest exports have tens of thousands of nodes."""
 MAX_TOP_FIELDS = 20_000
@@ -52,6 +56,8 @@ class OnnxGraph:
     tensors: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     nodes: int = 0
+    places: set[str] = field(default_factory=set)
+    """Files with data of the initialisers: paths from the model's own folder, never out of it."""
 
 
 def looks_like_onnx(file: BinaryIO, size: int) -> bool:
@@ -86,6 +92,18 @@ def parse_onnx(file: BinaryIO, size: int, name: str) -> OnnxGraph:
     return graph
 
 
+def data_files(path: Path) -> set[Path]:
+    """The files, there or not, in which the ONNX model at `path` keeps data of its initialisers.
+
+    Raises:
+        CorruptFileError: see `parse_onnx`.
+        NotFoundError, DataError, StorageError: it cannot be opened or read.
+    """
+    with open_regular(path) as file, storage_errors(path):
+        size = file.seek(0, 2)
+        return {path.parent / place for place in parse_onnx(file, size, str(path)).places}
+
+
 def _read_graph(wire: _Wire, span: tuple[int, int], graph: OnnxGraph) -> None:
     for number, kind, value in _fields(wire, *span):
         if kind != _BYTES:
@@ -106,7 +124,7 @@ def _read_initialiser(wire: _Wire, span: tuple[int, int], graph: OnnxGraph) -> N
         elif number == 8 and kind == _BYTES:
             name = _text(wire, value)
         elif number == 13 and kind == _BYTES:
-            _check_place(wire, value)
+            _read_place(wire, value, graph)
         if len(shape) > MAX_SIDES:
             _refuse(f"an initialiser has more than {MAX_SIDES} dimensions")
     if fault := name_fault(name):
@@ -123,11 +141,16 @@ def _read_initialiser(wire: _Wire, span: tuple[int, int], graph: OnnxGraph) -> N
     graph.tensors[name] = (_DTYPES[code], tuple(shape))
 
 
-def _check_place(wire: _Wire, span: tuple[int, int]) -> None:
+def _read_place(wire: _Wire, span: tuple[int, int], graph: OnnxGraph) -> None:
     """Data in another file must lie in the model's own folder."""
     key, place = _entry(wire, span)
-    if key == "location" and (not place or place[0] in "/\\" or place[1:2] == ":" or _UP.search(place)):
+    if key != "location":
+        return
+    if not place or place[0] in "/\\" or place[1:2] == ":" or _UP.search(place) or "\0" in place:
         _refuse(f"data of an initialiser are outside the model's folder: {place[:80]!a}")
+    graph.places.add(place)
+    if len(place) > MAX_PLACE or len(graph.places) > MAX_FILES:
+        _refuse(f"data in more than {MAX_FILES} files, or in one with a path of more than {MAX_PLACE} characters")
 
 
 def _entry(wire: _Wire, span: tuple[int, int]) -> tuple[str, str]:

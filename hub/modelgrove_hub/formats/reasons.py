@@ -80,6 +80,7 @@ def format_notes(listing: Listing) -> Iterator[str]:
         yield f"an ONNX graph, seen as its {len(listing.tensors)} initialisers; {plain} of them are constants"
     if KEY in listing.metadata:
         yield "packed by modelgrove: names, dtypes and shapes are judged as they were before"
+    yield from listing.notes
 
 
 def claim_notes(bases: Sequence[str], base: str | None, claims: Mapping[str, Any]) -> Iterator[str]:

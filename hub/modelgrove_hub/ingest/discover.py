@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelgrove_hub.errors import DataError, NotFoundError
+from modelgrove_hub.errors import DataError, ModelgroveError, NotFoundError
+from modelgrove_hub.formats.onnx import data_files
 from modelgrove_hub.formats.walking import MAX_DEPTH, files_below
 
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".gguf", ".onnx", ".ckpt", ".pt", ".pth", ".bin", ".pkl"})
@@ -41,9 +42,10 @@ def discover(path: Path) -> Iterator[Found]:
     """All models at or under `path`, in sorted order.
 
     A folder with a `model_index.json`, `adapter_config.json`, `config.json` or a shard index is
-    one model; any other weight file is a model of its own, with the side-car files that share
-    its stem. What is called like weights and cannot be read as such (a pipe, a device, a link
-    that leaves `path` or leads nowhere) comes refused, and so does a folder that cannot be read.
+    one model; any other weight file is a model of its own, with the files that an ONNX graph
+    keeps data in, and the side-car files that share its stem. What is called like weights and
+    cannot be read as such (a pipe, a device, a link that leaves `path` or leads nowhere) comes
+    refused, and so does a folder that cannot be read.
 
     Raises:
         NotFoundError: there is nothing at `path`.
@@ -54,17 +56,31 @@ def discover(path: Path) -> Iterator[Found]:
     if kind == _FOLDER:
         yield from _walk(path.resolve())
     else:
-        yield _single(path, path.stem, path.parent, "" if kind == _FILE else f"{path} is {kind}")
+        yield _single(path, path.stem, path.parent.resolve(), "" if kind == _FILE else f"{path} is {kind}")
+
+
+def data_of(weight: Path) -> dict[str, Path]:
+    """The files in which an ONNX graph keeps data of its own, by path from its folder; none of any other file.
+
+    Nor of a graph that cannot be read: what is wrong with it is said when it is prepared.
+    """
+    if weight.suffix != ".onnx":
+        return {}
+    try:
+        files = data_files(weight)
+    except ModelgroveError:
+        return {}
+    return {file.relative_to(weight.parent).as_posix(): file for file in files if _kind(file) == _FILE}
 
 
 def _walk(top: Path) -> Iterator[Found]:
-    waiting = [top]
+    waiting, data = [top], set[Path]()
     while waiting:
         folder = waiting.pop()
         try:
             if len(folder.relative_to(top).parts) > MAX_DEPTH:
                 raise DataError(f"{folder}: folders nested deeper than {MAX_DEPTH}")
-            found, below = _look_into(folder, top)
+            found, below = _look_into(folder, top, data)
         except DataError as error:
             yield Found(folder, {}, _name(folder, top), top, str(error))
         except OSError as error:
@@ -74,11 +90,16 @@ def _walk(top: Path) -> Iterator[Found]:
             waiting += reversed(below)
 
 
-def _look_into(folder: Path, top: Path) -> tuple[list[Found], list[Path]]:
-    """The models that lie in a folder, and the folders below where more may be."""
+def _look_into(folder: Path, top: Path, data: set[Path]) -> tuple[list[Found], list[Path]]:
+    """The models that lie in a folder, and the folders below where more may be.
+
+    `data` are the files that ONNX graphs keep data in, here and in folders seen before: no models of their own.
+    """
     kinds = {entry: _kind(entry) for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")}
     below = [entry for entry, kind in kinds.items() if kind == _FOLDER and not entry.is_symlink()]
-    called = [entry for entry in kinds if entry.suffix in WEIGHT_SUFFIXES and entry not in below]
+    for graph in (entry for entry, kind in kinds.items() if kind == _FILE):
+        data.update(data_of(graph).values())
+    called = [entry for entry in kinds if entry.suffix in WEIGHT_SUFFIXES and entry not in {*below, *data}]
     weights = [entry for entry in called if kinds[entry] == _FILE]
     odd = [
         Found(entry, {}, _name(entry.with_suffix(""), top), top, f"{entry} is {_oddity(entry, kinds[entry])}")
@@ -130,7 +151,9 @@ def _fault(path: Path, top: Path) -> str:
 
 
 def _single(weight: Path, name: str, top: Path, refused: str = "") -> Found:
-    files = {} if refused else {weight.name: weight}
+    data = {} if refused else data_of(weight)
+    refused = refused or next((fault for path in data.values() if (fault := _fault(path, top))), "")
+    files = {} if refused else {weight.name: weight, **data}
     for suffix in _SIDECARS:
         sidecar = weight.with_suffix(suffix)
         if _kind(sidecar) == _FILE and not sidecar.is_symlink():

@@ -14,7 +14,7 @@ from sqlmodel import Session, col, select
 from modelgrove_hub.errors import DataError, ModelgroveError, UsageError
 from modelgrove_hub.formats.texts import one_line
 from modelgrove_hub.hub import Hub
-from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES, Found, discover
+from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES, Found, data_of, discover
 from modelgrove_hub.ingest.prepare import Prepared, prepare
 from modelgrove_hub.ingest.register import Mode, register, store
 from modelgrove_hub.tables import Blob, Model, Revision, RevisionFile
@@ -93,12 +93,13 @@ def _attempt(found: Found) -> Prepared | str:
 
 def _known(hub: Hub, found: Found) -> Model | None:
     """The model whose revision holds exactly this file, referenced and unchanged."""
-    weights = [path.resolve() for path in found.files.values() if path.suffix in WEIGHT_SUFFIXES]
+    weights = {path for path in found.files.values() if path.suffix in WEIGHT_SUFFIXES}
+    weights |= {path for weight in weights for path in data_of(weight).values()}
     if found.refused or not weights:
         return None
     try:
         with hub.reading() as session:
-            models = [_owner(session, path) for path in weights]
+            models = [_owner(session, path.resolve()) for path in weights]
     except OSError:  # gone since it was found: reading it will say so
         return None
     return models[0] if all(model is not None and model == models[0] for model in models) else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelgrove_hub.contracts import InputModel, LazyTensor
+from modelgrove_hub.contracts import InputModel
 from modelgrove_hub.formats.quantized import CODES, SCALES, ZEROS, PackedTensor, manifest_of
 from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.tensors import tensors_of
@@ -36,7 +36,7 @@ def dequantized(model: InputModel) -> Iterator[tuple[str, Tensor]]:
 
 def dequantized_file(path: Path) -> Iterator[tuple[str, Tensor]]:
     """All tensors of one file under their original names; see `dequantized`."""
-    stored: dict[str, LazyTensor] = {tensor.name: tensor for tensor in tensors_of(path)}
+    stored = {tensor.name: tensor for tensor in tensors_of(path)}
     manifest = manifest_of(path)
     if manifest is not None:
         for name, entry in manifest.tensors.items():

@@ -45,10 +45,10 @@ class RtnParams(Params):
         channel = self.granularity == "channel" or (self.granularity == "auto" and self.bits == 8)
         return None if channel else self.group_size
 
-    def takes(self, place: str, tensor: LazyTensor) -> bool:
+    def takes(self, tensor: LazyTensor) -> bool:
         """Whether a tensor is to be rounded: a matrix or convolution of floats that no pattern skips."""
         wanted = len(tensor.shape) >= 2 and tensor.dtype in FLOATS and prod(tensor.shape) >= max(1, self.smallest)
-        return wanted and not any(fnmatchcase(place, pattern) for pattern in self.skip)
+        return wanted and not any(fnmatchcase(tensor.name, pattern) for pattern in self.skip)
 
 
 class Rtn:
@@ -66,11 +66,11 @@ class Rtn:
 
         Raises:
             UsageError: there is nothing to quantize, or the model is an adapter or quantized already.
-            DataError: a weight is NaN or infinite; the message names it.
+            DataError: there are no safetensors weights, or one is NaN or infinite; the message names it.
         """
 
-        def quantize(place: str, tensor: LazyTensor) -> tuple[PackedTensor, Packed] | None:
-            return pack(tensor.read(), params.bits, params.group) if params.takes(place, tensor) else None
+        def quantize(tensor: LazyTensor) -> tuple[PackedTensor, Packed] | None:
+            return pack(tensor.read(), params.bits, params.group) if params.takes(tensor) else None
 
         chosen = params.model_dump(mode="json", exclude={"skip"})
         return compress(context, self.name, chosen, quantize, tag=f"int{params.bits}")

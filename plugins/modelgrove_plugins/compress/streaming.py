@@ -12,6 +12,8 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +23,16 @@ from modelgrove_hub.formats.quantized import KEY, PackedTensor, QuantManifest
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
 from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.header import read_header
-from modelgrove_hub.store.tensors import StoredTensor, tensors_of
 from modelgrove_hub.tables import Relation
-from modelgrove_plugins.compress.packed import WEIGHTS, parts_of
+from modelgrove_plugins.compress.packed import parts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from modelgrove_kernels.packing import Packed
 
-Quantize = Callable[[str, LazyTensor], "tuple[PackedTensor, Packed] | None"]
-"""(place, tensor) → the packed tensor, or None to keep it. A place is the tensor's name after its folder's."""
+Quantize = Callable[[LazyTensor], "tuple[PackedTensor, Packed] | None"]
+"""Tensor → the packed tensor, or None to keep it."""
 
 _INDEX = ".safetensors.index.json"
 _CONFIG = "config.json"
@@ -48,8 +49,8 @@ class _Tally:
     after: int = 0
     kept: int = 0
     layers: list[dict[str, Any]] = field(default_factory=list)
-    parts: dict[str, list[str]] = field(default_factory=dict)
-    """Place of a tensor → the names it is stored under."""
+    parts: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Name of a tensor → the keys it is stored under, and the bytes of each."""
 
 
 def compress(context: Context, method: str, parameters: Mapping[str, Any], quantize: Quantize, tag: str) -> Result:
@@ -57,15 +58,16 @@ def compress(context: Context, method: str, parameters: Mapping[str, Any], quant
 
     Raises:
         UsageError: there is nothing to quantize, or the model is an adapter or quantized already.
-        DataError: `quantize` refuses a tensor's values, or a list of shards is broken; the message names it.
+        DataError: there are no safetensors weights, `quantize` refuses a tensor's values, or a list of shards
+            is broken; the message names it.
     """
     model = context.inputs[0]
     files = model.files()
     weights = _weights(model, files)
-    tally = _Tally(sum(tensor.nbytes for tensors in weights.values() for tensor in tensors))
+    tally = _Tally(sum(_size(tensor) for tensors in weights.values() for tensor in tensors))
     for path, tensors in weights.items():
         writer = context.writer(path, read_header(files[path]).metadata)
-        packed = _stream(context, path, tensors, quantize, writer, tally)
+        packed = _stream(context, tensors, quantize, writer, tally)
         if packed:
             manifest = QuantManifest(
                 method=method, parameters=dict(parameters), parent=_digest(files[path]), tensors=packed
@@ -79,55 +81,54 @@ def compress(context: Context, method: str, parameters: Mapping[str, Any], quant
     return Result((Output(output_files, Relation.QUANTIZED, tags=(tag,)),), _report(tally, left_out))
 
 
-def _weights(model: InputModel, files: Mapping[str, Path]) -> dict[str, tuple[StoredTensor, ...]]:
+def _weights(model: InputModel, files: Mapping[str, Path]) -> dict[str, list[LazyTensor]]:
     """The tensors of every weight file, once it is sure that they may be quantized."""
     if model.adapter_type:
         raise UsageError(f"model {model.name} is an adapter ({model.adapter_type}): compress its base instead")
-    weights = {path: tensors_of(files[path]) for path in sorted(files) if path.endswith(WEIGHTS)}
-    if not weights:
-        raise UsageError(f"model {model.name} holds no safetensors weights, only {', '.join(sorted(files)[:_SHOWN])}")
+    weights = {path: list(tensors) for path, tensors in groupby(model.tensors(), lambda tensor: tensor.file)}
     for path, tensors in weights.items():
         if KEY in read_header(files[path]).metadata:
             raise UsageError(f"model {model.name} is quantized already: {path} is in the packed format")
         for tensor in tensors:
             small = tensor.dtype.startswith("F") and DTYPES[tensor.dtype].bits <= 8
-            if small or tensor.name.endswith(_FOREIGN):
-                raise UsageError(f"model {model.name} is quantized already: {path} has {tensor.name} ({tensor.dtype})")
+            if small or tensor.key.endswith(_FOREIGN):
+                raise UsageError(f"model {model.name} is quantized already: {path} has {tensor.key} ({tensor.dtype})")
     return weights
 
 
 def _stream(
-    context: Context, path: str, tensors: Sequence[StoredTensor], quantize: Quantize,
-    writer: TensorWriter, tally: _Tally,
-) -> dict[str, PackedTensor]:  # fmt: skip
+    context: Context, tensors: Sequence[LazyTensor], quantize: Quantize, writer: TensorWriter, tally: _Tally
+) -> dict[str, PackedTensor]:
     """Write the tensors of one file; returns the manifest's entries."""
     packed: dict[str, PackedTensor] = {}
     for tensor in tensors:
         context.progress(tally.before / max(1, tally.total), tensor.name)
-        place = _place(path, tensor.name)
-        stored = _quantized(quantize, place, tensor, packed) or {tensor.name: tensor.read()}
-        for name, part in stored.items():
-            writer.add(name, part)
-        tally.parts[place] = list(stored)
-        tally.before += tensor.nbytes
+        stored = _quantized(quantize, tensor, packed) or {tensor.key: tensor.read()}
+        for key, part in stored.items():
+            writer.add(key, part)
+        tally.parts[tensor.name] = {key: part.nbytes for key, part in stored.items()}
+        tally.before += _size(tensor)
         tally.after += sum(part.nbytes for part in stored.values())
+        if tensor.key in packed:
+            tally.layers.append(_layer(tensor.name, packed[tensor.key]))
     tally.kept += len(tensors) - len(packed)
-    tally.layers += [_layer(_place(path, name), entry) for name, entry in packed.items()]
     return packed
 
 
-def _quantized(
-    quantize: Quantize, place: str, tensor: StoredTensor, packed: dict[str, PackedTensor]
-) -> dict[str, Tensor] | None:
+def _size(tensor: LazyTensor) -> int:
+    return prod(tensor.shape) * DTYPES[tensor.dtype].bits // 8
+
+
+def _quantized(quantize: Quantize, tensor: LazyTensor, packed: dict[str, PackedTensor]) -> dict[str, Tensor] | None:
     try:
-        result = quantize(place, tensor)
+        result = quantize(tensor)
     except ValueError as error:
-        raise DataError(f"tensor {place}: {error}") from error
+        raise DataError(f"tensor {tensor.name}: {error}") from error
     # Rows may be so short that the scales outweigh the codes.
-    if result is None or result[0].bytes >= tensor.nbytes:
+    if result is None or result[0].bytes >= _size(tensor):
         return None
-    packed[tensor.name] = result[0]
-    return parts_of(tensor.name, result[1])
+    packed[tensor.key] = result[0]
+    return parts_of(tensor.key, result[1])
 
 
 def _copy_others(
@@ -149,13 +150,16 @@ def _copy_others(
 
 
 def _index(path: str, source: Path, tally: _Tally) -> str:
-    """The list of shards, with the stored names instead of the original ones."""
+    """The list of shards, with the stored tensors instead of the original ones."""
     index = _json_object(source)
     shards = index.get("weight_map") if index else None
     if index is None or not isinstance(shards, dict):
         raise DataError(f"{path} is no list of shards: it has no weight_map")
-    renamed = {part: shard for name, shard in shards.items() for part in tally.parts.get(_place(path, name), ())}
-    return json.dumps({**index, "weight_map": renamed}, indent=2)
+    folder = path.rpartition("/")[0]
+    stored = {key: tally.parts.get(f"{folder}/{key}" if folder else key, {}) for key in shards}
+    renamed = {part: shards[key] for key, parts in stored.items() for part in parts}
+    size = sum(sum(parts.values()) for parts in stored.values())
+    return json.dumps({**index, "metadata": {"total_size": size}, "weight_map": renamed}, indent=2)
 
 
 def _config(source: Path) -> bytes:
@@ -174,14 +178,9 @@ def _json_object(source: Path) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) else None
 
 
-def _place(path: str, name: str) -> str:
-    folder = PurePosixPath(path).parent.as_posix()
-    return name if folder == "." else f"{folder}/{name}"
-
-
-def _layer(place: str, entry: PackedTensor) -> dict[str, Any]:
+def _layer(name: str, entry: PackedTensor) -> dict[str, Any]:
     return {
-        "name": place,
+        "name": name,
         "shape": list(entry.shape),
         "layout": entry.layout,
         "group": entry.group,

@@ -81,6 +81,15 @@ def test_shards_are_listed_as_one_model(tmp_path):
     assert listed.files["model.safetensors.index.json"] is Role.INDEX
 
 
+@pytest.mark.parametrize(("said", "noted"), [(48, False), (4000, True), ("a\n" * 99, True), (None, False)])
+def test_an_index_that_is_wrong_about_the_size_is_read_and_said_to_be(tmp_path, said, noted):
+    weights(tmp_path / "model-00001-of-00001.safetensors", ["a", "b"])
+    index = {"metadata": {"total_size": said}, "weight_map": dict.fromkeys("ab", "model-00001-of-00001.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    notes = [reason for reason in recognise(list_model(tmp_path)).reasons if "total_size" in reason]
+    assert [note.endswith("bytes; its tensors have 48") and note.isprintable() for note in notes] == [True] * noted
+
+
 @pytest.mark.parametrize("indexed", [True, False])
 def test_missing_shards_are_named(tmp_path, indexed):
     weights(tmp_path / "model-00001-of-00003.safetensors", ["t1"])

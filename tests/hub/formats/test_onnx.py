@@ -112,6 +112,36 @@ def test_any_bytes_are_read_or_refused(data):
         parse(data)
 
 
+def kept_in(*places):
+    """A model whose initialisers lie in these files."""
+    tensors = (
+        field(5, field(1, 4) + field(2, 1) + field(8, f"w{number}") + field(13, field(1, "location") + field(2, place)))
+        for number, place in enumerate(places)
+    )
+    return model(*tensors)
+
+
+def test_files_with_data_of_the_graph_are_listed_and_must_be_there(tmp_path):
+    path = tmp_path / "x.onnx"
+    path.write_bytes(kept_in("x.onnx_data", "./x.onnx_data", "deep/w.bin"))
+    (tmp_path / "x.onnx_data").write_bytes(bytes(16))
+    with pytest.raises(CorruptFileError, match=r"x\.onnx: data of its initialisers are in 'deep/w\.bin'"):
+        list_model(path)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/w.bin").write_bytes(bytes(16))
+    assert set(list_model(path).files) == {"x.onnx", "x.onnx_data", "deep/w.bin"}
+    found = recognise(list_model(tmp_path))
+    assert (found.trust, found.tensors) == ("ok", 3)
+
+
+def test_data_in_too_many_files_are_refused(monkeypatch):
+    monkeypatch.setattr("modelgrove_hub.formats.onnx.MAX_FILES", 2)
+    with pytest.raises(CorruptFileError, match="more than 2 files"):
+        parse(kept_in("a", "b", "c"))
+    with pytest.raises(CorruptFileError, match="more than 1024 characters"):
+        parse(kept_in("a" * 1025))
+
+
 def test_an_opaque_graph_is_unknown_but_listed(tmp_path):
     path = tmp_path / "x.onnx"
     path.write_bytes(GOOD)

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from sqlmodel import func, select
 
@@ -50,6 +51,32 @@ def test_the_parameters_of_an_onnx_graph_are_counted(home, tmp_path):
     assert outcomes(home, tmp_path / "in")["net.onnx"].outcome == "new"
     with home.transaction() as session:
         assert find_revision(session, "net").parameters == 6
+
+
+def test_the_data_of_an_onnx_graph_belong_to_the_model(home, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="pip install onnx to write a graph with data outside")
+    weight = onnx.numpy_helper.from_array(np.arange(2048, dtype=np.float32), "network.w")
+    graph = onnx.helper.make_graph([], "g", [], [], [weight])
+    (tmp_path / "in").mkdir()
+    path, data = tmp_path / "in/net.onnx", tmp_path / "in/net_weights.bin"  # a name of weights, yet no model
+    onnx.save_model(onnx.helper.make_model(graph), path, save_as_external_data=True, location=data.name)
+
+    assert {name: item.outcome for name, item in outcomes(home, tmp_path / "in", mode="copy").items()} == {
+        "net.onnx": "new"
+    }
+    with home.transaction() as session:
+        held = {file["path"]: file["size"] for file in files_of(session, find_revision(session, "net"))}
+    assert held == {path.name: path.stat().st_size, data.name: data.stat().st_size}
+
+    outcomes(home, path)
+    assert outcomes(home, path)["net.onnx"].outcome == "known"
+    data.write_bytes(data.read_bytes()[::-1])
+    assert outcomes(home, path)["net.onnx"].outcome == "new"
+
+    data.rename(tmp_path / "elsewhere")
+    assert "which is not beside it" in outcomes(home, path)["net.onnx"].reason
+    data.symlink_to(tmp_path / "elsewhere")
+    assert "outside" in outcomes(home, path)["net.onnx"].reason
 
 
 def test_a_hard_linked_original_that_is_written_into_is_found_without_reading_everything(home, lora, tmp_path):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from modelgrove_hub.contracts import Cancelled
 from modelgrove_hub.errors import DataError, UsageError
+from modelgrove_hub.formats.listing import list_model
 from modelgrove_hub.formats.quantized import read_manifest
 from modelgrove_hub.store.header import read_header
 from modelgrove_hub.store.tensors import tensors_of
@@ -120,7 +121,9 @@ def test_a_model_folder_comes_out_whole(tmp_path):
     save_file({"a.weight": random(64, 64)}, folder / "unet/model-00001-of-00002.safetensors")
     save_file({"b.weight": random(64, 64)}, folder / "unet/model-00002-of-00002.safetensors")
     shards = {"a.weight": "model-00001-of-00002.safetensors", "b.weight": "model-00002-of-00002.safetensors"}
-    (folder / "unet/model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    (folder / "unet/model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": 2**15}, "weight_map": shards})
+    )
     save_file({"decoder.weight": random(64, 64)}, folder / "vae/model.safetensors")
     (folder / "model_index.json").write_text('{"_class_name": "P"}')
     (folder / "unet/model.bin").write_bytes(b"a pickle")
@@ -135,6 +138,9 @@ def test_a_model_folder_comes_out_whole(tmp_path):
     index = json.loads(packed.files()["unet/model.safetensors.index.json"].read_text())
     assert index["weight_map"]["a.weight.codes"] == "model-00001-of-00002.safetensors"
     assert len(index["weight_map"]) == 6
+    listed = list_model(tmp_path / "job/out")  # as the hub will when it registers the output
+    assert listed.tensors.keys() == {"unet/a.weight", "unet/b.weight", "vae/decoder.weight"}
+    assert listed.notes == ()
 
 
 def test_diffusers_refuses_the_packed_folder_and_takes_the_unpacked_tensors(tmp_path):
@@ -193,12 +199,12 @@ def test_adapters_and_models_without_weights_or_without_anything_to_do_are_refus
     save_file({"x.weight": random(64, 64)}, tmp_path / "m.safetensors")
     save_file({"x.bias": random(64)}, tmp_path / "small.safetensors")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
-    for model, reason in (
-        (FolderModel(tmp_path / "m.safetensors", adapter_type="lora"), "is an adapter"),
-        (FolderModel(tmp_path / "model.gguf"), "no safetensors"),
-        (FolderModel(tmp_path / "small.safetensors"), "nothing to quantize"),
+    for model, error, reason in (
+        (FolderModel(tmp_path / "m.safetensors", adapter_type="lora"), UsageError, "is an adapter"),
+        (FolderModel(tmp_path / "model.gguf"), DataError, "no safetensors"),
+        (FolderModel(tmp_path / "small.safetensors"), UsageError, "nothing to quantize"),
     ):
-        with pytest.raises(UsageError, match=reason):
+        with pytest.raises(error, match=reason):
             compress(model, tmp_path / model.name)
 
 

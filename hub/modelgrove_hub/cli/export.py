@@ -20,7 +20,7 @@ from modelgrove_hub.errors import ConflictError
 @json_option
 def export(model: str, folder: Path, dry_run: bool, as_json: bool) -> None:
     """Copy MODEL's files into FOLDER, which must be new or empty."""
-    from modelgrove_hub.registry.models import load_input
+    from modelgrove_hub.registry.inputs import load_input
 
     if folder.exists() and any(folder.iterdir()):
         raise ConflictError(f"{folder} is not empty: name a new folder")

@@ -15,7 +15,7 @@ from modelgrove_hub.ingest.discover import Found
 from modelgrove_hub.ingest.prepare import prepare
 from modelgrove_hub.ingest.register import Stored, register, store
 from modelgrove_hub.registry.lineage import add_edge
-from modelgrove_hub.registry.models import clean_name, free_name
+from modelgrove_hub.registry.names import clean_name, free_name
 from modelgrove_hub.tables import Job, Model, Revision
 
 

@@ -19,7 +19,8 @@ from modelgrove_hub.ingest.prepare import Prepared
 from modelgrove_hub.registry.blobs import name_blobs
 from modelgrove_hub.registry.events import record
 from modelgrove_hub.registry.lineage import add_edge
-from modelgrove_hub.registry.models import add_revision, clean_name, free_name, latest_revision
+from modelgrove_hub.registry.models import add_revision, latest_revision
+from modelgrove_hub.registry.names import clean_name, free_name
 from modelgrove_hub.store.manifest import FileScan, inventory_hash, values_hash, weights_hash
 from modelgrove_hub.tables import Blob, Model, ModelKind, Relation, Revision, RevisionFile
 
@@ -74,18 +75,17 @@ def register(
     job made this one from.
     """
     prepared, recognition, tensors = stored.prepared, stored.prepared.recognition, stored.prepared.tensors
-    name = name or _name_at(session, stored)
+    name = name or _name_at(session, stored) or free_name(session, clean_name(prepared.found.name), stored.files)
     name_blobs(session, stored.blobs)
-    unknown = recognition.kind == ModelKind.UNKNOWN and parent is not None
-    wanted = clean_name(name or prepared.found.name)
+    verdict = parent if parent and recognition.kind == ModelKind.UNKNOWN else recognition
     model, revision, created = add_revision(
         session,
-        name=name or free_name(session, wanted, stored.files),
+        name=name,
         files=stored.files,
         manifests=stored.manifests,
-        kind=parent.kind if unknown and parent else recognition.kind,
-        family=parent.family if unknown and parent else recognition.family,
-        adapter_type=parent.adapter_type if unknown and parent else recognition.adapter_type,
+        kind=verdict.kind,
+        family=verdict.family,
+        adapter_type=verdict.adapter_type,
         declared_base=prepared.card.base or recognition.declared_base,
         licence=prepared.card.licence or recognition.licence,
         tags=list(prepared.card.tags),

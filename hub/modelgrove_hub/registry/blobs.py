@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session
 
-from modelgrove_hub.registry.database import take_turn
+from modelgrove_hub.registry.database import insert_into, take_turn
 from modelgrove_hub.tables import Blob
 
 
@@ -19,9 +18,8 @@ def name_blobs(session: Session, blobs: Iterable[Blob]) -> None:
     turn first: two transactions that name the same blobs in another order would wait for each other.
     """
     take_turn(session)
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
     for blob in blobs:
-        session.exec(insert(Blob).values(blob.model_dump()).on_conflict_do_nothing())
+        session.exec(insert_into(session, Blob).values(blob.model_dump()).on_conflict_do_nothing())
         known = session.get_one(Blob, blob.sha256)
         if blob.path is None or (known.path is not None and not Path(known.path).exists()):
             known.path, known.mtime_ns = blob.path, blob.mtime_ns

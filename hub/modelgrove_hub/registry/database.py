@@ -9,9 +9,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy import create_engine as sqlalchemy_engine
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session
+from sqlmodel import Session, SQLModel
 
 from modelgrove_hub.errors import StorageError
 
@@ -70,6 +71,12 @@ def take_turn(session: Session) -> None:
     """
     if session.get_bind().dialect.name == "postgresql":
         session.connection().exec_driver_sql(f"SELECT pg_advisory_xact_lock(hashtext(current_schema()), {_TURN})")
+
+
+def insert_into(session: Session, table: type[SQLModel]) -> Any:
+    """An INSERT in the session's dialect, which can be told what to do where the row is there already."""
+    dialect = postgresql if session.get_bind().dialect.name == "postgresql" else sqlite
+    return dialect.insert(table)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

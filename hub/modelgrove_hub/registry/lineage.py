@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Session, col, select
 
 from modelgrove_hub.errors import UsageError
+from modelgrove_hub.registry.database import insert_into
 from modelgrove_hub.tables import Edge, Model, Relation, Revision
 
 _KEY = ("child_id", "parent_id", "relation", "inferred")
@@ -65,8 +65,7 @@ def add_edge(
         evidence=dict(evidence or {}),
     )  # fmt: skip
     # One statement: two jobs may say the same at the same time.
-    insert = postgresql.insert if session.get_bind().dialect.name == "postgresql" else sqlite.insert
-    statement = insert(Edge).values(edge.model_dump(exclude={"id"}))
+    statement = insert_into(session, Edge).values(edge.model_dump(exclude={"id"}))
     renewed = {"score": statement.excluded.score, "evidence": statement.excluded.evidence}
     session.exec(statement.on_conflict_do_update(index_elements=list(_KEY), set_=renewed))
     query = select(Edge).filter_by(**{name: getattr(edge, name) for name in _KEY})

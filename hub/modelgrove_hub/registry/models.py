@@ -13,10 +13,7 @@ from modelgrove_hub.errors import ConflictError, DataError, NotFoundError, Usage
 from modelgrove_hub.registry.database import take_turn
 from modelgrove_hub.registry.digest import digest_of
 from modelgrove_hub.registry.events import record
-from modelgrove_hub.registry.inputs import load_input as load_input
 from modelgrove_hub.registry.names import check_name
-from modelgrove_hub.registry.names import clean_name as clean_name
-from modelgrove_hub.registry.names import free_name as free_name
 from modelgrove_hub.tables import Blob, Job, JobState, Model, Revision, RevisionFile, now
 
 MAX_PATH = 1024

@@ -18,7 +18,7 @@ from modelgrove_hub.contracts import Embedder, Kind
 from modelgrove_hub.errors import ModelgroveError, NotFoundError, PluginError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.plugins import get_plugin
-from modelgrove_hub.registry.models import load_input
+from modelgrove_hub.registry.inputs import load_input
 from modelgrove_hub.search.cards import label_texts, search_text
 from modelgrove_hub.search.seen import LABELS
 from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import ForeignKey, func
 from sqlmodel import Session, SQLModel, col, delete, select, update
@@ -157,7 +157,7 @@ def _reference_fault(blob: Blob, place: Path, *, has_copy: bool, full: bool) -> 
         same = found.st_size == blob.size
         if same and (touched or full):
             with place.open("rb") as file:
-                same = _hash(file) == blob.sha256
+                same = hashlib.file_digest(file, "sha256").hexdigest() == blob.sha256
     except OSError as error:
         problem = f"was referenced at {place}: {error.strerror}"
         return _or_use_copy(Fault(problem, "put it back, or `modelgrove rm` the model"), blob, has_copy)
@@ -196,10 +196,6 @@ def _unchanged(hub: Hub, sha256: str, blob: Blob | None) -> bool:
         current = session.get(Blob, sha256)
         same = current == blob if current is None or blob is None else current.model_dump() == blob.model_dump()
         return same and sha256 in named(session, [sha256])
-
-
-def _hash(file: BinaryIO) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _removal(folder: Path) -> Fix:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelgrove_hub.errors import CorruptFileError, DataError
 from modelgrove_hub.store.disk import open_regular, storage_errors
-from modelgrove_hub.store.dtypes import DTYPES as DTYPES
+from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.header import read_header
 
 if TYPE_CHECKING:

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 
 from modelgrove_hub.contracts import InputModel
 from modelgrove_hub.formats.quantized import CODES, SCALES, ZEROS, PackedTensor, manifest_of
-from modelgrove_hub.store.dtypes import DTYPES
+from modelgrove_hub.store.dtypes import DTYPES, NAMES
 from modelgrove_hub.store.tensors import tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from modelgrove_kernels.packing import Packed
-
-WEIGHTS = ".safetensors"
 
 
 def dequantized(model: InputModel) -> Iterator[tuple[str, Tensor]]:
@@ -30,7 +28,7 @@ def dequantized(model: InputModel) -> Iterator[tuple[str, Tensor]]:
     """
     files = model.files()
     for path in sorted(files):
-        if path.endswith(WEIGHTS):
+        if path.endswith(".safetensors"):
             yield from dequantized_file(files[path])
 
 
@@ -59,7 +57,7 @@ def pack(tensor: Tensor, bits: int, group: int | None) -> tuple[PackedTensor, Pa
         layout="int8" if bits == 8 else "int4",
         bits=8 if bits == 8 else 4,
         group=packed.group,
-        dtype=next(name for name, dtype in DTYPES.items() if f"torch.{dtype.torch}" == str(tensor.dtype)),
+        dtype=NAMES[str(tensor.dtype)],
         shape=tuple(tensor.shape),
         axes=axes,
         error=math.sqrt(packed.noise / packed.signal) if packed.signal else 0.0,

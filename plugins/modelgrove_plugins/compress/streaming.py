@@ -6,7 +6,6 @@ model. No more than a few of the largest tensors are in memory.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -23,6 +22,7 @@ from modelgrove_hub.formats.quantized import KEY, PackedTensor, QuantManifest
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
 from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.header import read_header
+from modelgrove_hub.store.manifest import scan_bytes
 from modelgrove_hub.tables import Relation
 from modelgrove_plugins.compress.packed import parts_of
 
@@ -70,7 +70,7 @@ def compress(context: Context, method: str, parameters: Mapping[str, Any], quant
         packed = _stream(context, tensors, quantize, writer, tally)
         if packed:
             manifest = QuantManifest(
-                method=method, parameters=dict(parameters), parent=_digest(files[path]), tensors=packed
+                method=method, parameters=dict(parameters), parent=scan_bytes(files[path]).sha256, tensors=packed
             )
             for key, value in manifest.metadata().items():
                 writer.describe(key, value)
@@ -202,8 +202,3 @@ def _report(tally: _Tally, left_out: list[str]) -> dict[str, Any]:
         "worst": {layer["name"]: layer["sqnr_db"] for layer in worst},
         "layers": tally.layers,
     }
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

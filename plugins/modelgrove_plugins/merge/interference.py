@@ -66,23 +66,23 @@ class PairTable:
             "a": self._names[i],
             "b": self._names[j],
             "shared_modules": shared,
-            "cosine": _rounded(float(self._inner[i, j]) / norms if norms else 0.0),
+            "cosine": rounded(float(self._inner[i, j]) / norms if norms else 0.0),
             "input_overlap": self._mean(self._inputs, i, j),
             "input_chance": self._mean(self._chance_in, i, j),
             "output_overlap": self._mean(self._outputs, i, j),
             "output_chance": self._mean(self._chance_out, i, j),
             "crosstalk_of_b_on_a": self._crosstalk(i, j),
             "crosstalk_of_a_on_b": self._crosstalk(j, i),
-            "worst_modules": {module: _rounded(value) for value, module in worst},
+            "worst_modules": {module: rounded(value) for value, module in worst},
         }
 
     def _crosstalk(self, i: int, j: int) -> float:
         own = float(self._own[i])
-        return _rounded((float(self._echo[i, j]) / own) ** 0.5 if own else 0.0)
+        return rounded((float(self._echo[i, j]) / own) ** 0.5 if own else 0.0)
 
     def _mean(self, sums: Any, i: int, j: int) -> float:
         shared = float(self._shared[i, j])
-        return _rounded(float(sums[i, j]) / shared if shared else 0.0)
+        return rounded(float(sums[i, j]) / shared if shared else 0.0)
 
     def _note_worst(self, module: str, places: Sequence[int], shares: Any) -> None:
         for row, i in enumerate(places):
@@ -92,5 +92,6 @@ class PairTable:
                     self._worst[i, j] = sorted(entries, reverse=True)[:_WORST]
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def rounded(value: float, digits: int = 4) -> float:
+    """For reports: `value` to so many digits."""
+    return float(f"{value:.{digits}g}")

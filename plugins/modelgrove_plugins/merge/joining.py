@@ -16,7 +16,7 @@ from modelgrove_hub.formats.adapters import WEIGHTS, Factors, adapter_metadata, 
 from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.tables import ModelKind, Relation
 from modelgrove_plugins.merge.alignment import Alignment, Site, align
-from modelgrove_plugins.merge.interference import PairTable
+from modelgrove_plugins.merge.interference import PairTable, rounded
 
 if TYPE_CHECKING:
     from modelgrove_kernels.lowrank import Canonical, LowRank, Merged
@@ -149,7 +149,7 @@ def _note_result(tally: _Tally, site: Site, available: int, merged: Merged) -> N
     tally.lost += total * merged.error**2
     tally.ranks[site.component, site.module] = merged.result.rank
     row = {"module": site.module, "adapters": len(site.targets), "rank_of_parts": available, "rank": merged.result.rank}
-    tally.modules.append({**row, "error": float(f"{merged.error:.3g}")})
+    tally.modules.append({**row, "error": rounded(merged.error, 3)})
 
 
 def _recipe(context: Context, method: str, params: MergeParams, weights: Sequence[float]) -> dict[str, str]:
@@ -167,9 +167,9 @@ def _report(
     ]
     warnings = [*alignment.warnings, *(_loss(row) for row in adapters if row.get("energy_kept", 1.0) < 0.5)]
     report: dict[str, Any] = {
-        "relative_error": float(f"{(tally.lost / tally.norm) ** 0.5 if tally.norm else 0.0:.3g}"),
-        "norm": float(f"{tally.norm**0.5:.5g}"),
-        "norm_if_independent": float(f"{_independent(weights, tally.squares):.5g}"),
+        "relative_error": rounded((tally.lost / tally.norm) ** 0.5 if tally.norm else 0.0, 3),
+        "norm": rounded(tally.norm**0.5, 5),
+        "norm_if_independent": rounded(_independent(weights, tally.squares), 5),
         "warnings": warnings,
         "coverage": alignment.coverage(),
         "adapters": adapters,
@@ -186,14 +186,14 @@ def _adapter_row(
     row: dict[str, Any] = {
         "name": name,
         "weight": weight,
-        "norm": float(f"{sums['norm'] ** 0.5:.5g}"),
+        "norm": rounded(sums["norm"] ** 0.5, 5),
         "effective_rank": round(sums["rank"] / modules, 2),
         "entropy_rank": round(sums["entropy_rank"] / modules, 2),
     }
     if repaired:
-        row["energy_kept"] = float(f"{sums['kept'] / sums['norm'] if sums['norm'] else 1.0:.4g}")
+        row["energy_kept"] = rounded(sums["kept"] / sums["norm"] if sums["norm"] else 1.0)
         length = (sums["kept"] * sums["norm"]) ** 0.5
-        row["cosine_with_original"] = float(f"{sums['along'] / length if length else 0.0:.4g}")
+        row["cosine_with_original"] = rounded(sums["along"] / length if length else 0.0)
     return row
 
 

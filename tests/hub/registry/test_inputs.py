@@ -10,7 +10,8 @@ import torch
 
 from modelgrove_hub.errors import DataError, NotFoundError, StorageError, UnsafeFileError
 from modelgrove_hub.hub import Hub
-from modelgrove_hub.registry.models import add_revision, load_input, remove
+from modelgrove_hub.registry.inputs import load_input
+from modelgrove_hub.registry.models import add_revision, remove
 from modelgrove_hub.tables import Blob, Model, Revision
 
 

@@ -13,7 +13,8 @@ from sqlmodel import select
 
 from modelgrove_hub.registry.blobs import name_blobs
 from modelgrove_hub.registry.database import reading, transaction
-from modelgrove_hub.registry.models import add_revision, free_name
+from modelgrove_hub.registry.models import add_revision
+from modelgrove_hub.registry.names import free_name
 from modelgrove_hub.tables import Blob
 
 WORKERS = 6

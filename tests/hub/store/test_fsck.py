@@ -14,7 +14,7 @@ from sqlmodel import delete, select, update
 from modelgrove_hub.cli.fsck import fsck
 from modelgrove_hub.errors import DataError
 from modelgrove_hub.hub import Hub
-from modelgrove_hub.registry.models import load_input
+from modelgrove_hub.registry.inputs import load_input
 from modelgrove_hub.settings import settings
 from modelgrove_hub.store.fsck import Finding, check
 from modelgrove_hub.tables import Blob, Edge, Expert, Job, JobState, Model, Revision, RevisionFile

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from modelgrove_hub.contracts import LazyTensor
 from modelgrove_hub.errors import CorruptFileError, DataError, NotFoundError
-from modelgrove_hub.store.tensors import DTYPES, StoredTensor, tensors_of
+from modelgrove_hub.store.dtypes import DTYPES
+from modelgrove_hub.store.tensors import StoredTensor, tensors_of
 
 READABLE = [name for name, dtype in DTYPES.items() if dtype.torch and dtype.bits >= 8]
 

@@ -1,7 +1,7 @@
 import numpy as np
 
 from modelgrove_hub.search.background import Background
-from modelgrove_hub.search.seen import LOSS, NEAR, SHARE, ranking_keys, text_margins
+from modelgrove_hub.search.seen import LOSS, NEAR, SAME, SHARE, ranking_keys, text_margins
 
 
 def unit(rows):
@@ -11,14 +11,22 @@ def unit(rows):
 def test_a_model_that_nothing_known_explains_comes_before_a_known_relative():
     # Prompts in all directions alike, so that a z-score is a cosine times the same number for all.
     background = Background(np.concatenate([np.eye(3), -np.eye(3)]).astype(np.float32), "test")
-    guitar, drum, violin = unit(np.array([[1, 0, 0], [0, 1, 0], [1, 0, 0.5]]))
+    guitar, drum, violin = unit(np.array([[1, 0, 0], [0, 1, 0], [0.59, 0, 0.81]]))
     # The known model lies on its label; the new one between labels, with a part of what is its own.
-    vectors = unit(np.array([[1, 0, 0], [0.6, 0.6, 0.3]]))
+    vectors = unit(np.array([[1, 0, 0], [0.6, 0.7, 0.2]]))
     labels = np.stack([guitar, drum])
     assert background.scores(vectors, violin[None])[:, 0].argmax() == 0
     assert ranking_keys(background, vectors, violin[None], labels).argmax() == 1
     # A search for the label itself still finds its model.
     assert ranking_keys(background, vectors, guitar[None], labels).argmax() == 0
+
+
+def test_a_search_for_a_known_label_is_left_as_it_is(background):
+    dice = np.random.default_rng(5)
+    vectors, labels = (dice.normal(size=(n, 8)).astype(np.float32) for n in (40, 5))
+    said = unit(unit(labels[:1]) + 0.3 * unit(dice.normal(size=(1, 8))))  # a paraphrase
+    assert (said @ unit(labels[:1]).T).item() > SAME
+    np.testing.assert_array_equal(ranking_keys(background, vectors, said, labels), background.scores(vectors, said))
 
 
 def test_models_far_from_the_query_stay_behind_in_their_order(background):

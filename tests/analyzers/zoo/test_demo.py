@@ -36,8 +36,12 @@ def test_it_tells_the_whole_story(told):
     assert "134 of them LoRAs" in told
 
 
+def test_its_searches_put_the_wanted_concept_first(told):
+    assert told.count(", at place 1 of 134") == 3
+
+
 def test_it_leaves_pictures_with_their_recipes(told, folder):
-    assert {path.stem for path in folder.glob("*.png")} == PICTURES
+    assert {path.stem for path in folder.glob("*.png")} == {*PICTURES, "all"}
     for name in PICTURES:
         with Image.open(folder / f"{name}.png") as picture:
             assert len(set(picture.convert("L").getdata())) > 16, f"{name} shows nothing"

@@ -13,6 +13,7 @@ Queries and candidates are the concepts' texts. Every encoder sees the same mode
     map_known    the same for known concepts
     plain_p1, plain_generalised
                  p1 and generalised without the calibration of `modelgrove_hub.search.seen`
+    loss         what known texts lose in generalised and in_dist_all (`modelgrove_hub.search.seen`)
     knn          unseen models whose nearest training model by cosine of vectors has their concept
     fit_s        CPU seconds to fit, from features in memory
     embed_ms     CPU milliseconds to read one new model and place it
@@ -156,7 +157,7 @@ def measure(zoo: Zoo, encoder: str, seed: int, quick: bool) -> dict[str, float]:
     texts, every = zoo.labels.numpy(), np.ones_like(known)
     others = judge.known.vectors.numpy()
     plain_margins = background.margins(vectors.numpy(), texts, others)
-    margins = text_margins(background, vectors.numpy(), texts, others, known)
+    margins = text_margins(background, vectors.numpy(), texts, others, known, judge.loss)
     plain_scores = background.scores(vectors.numpy(), texts)
     scores = ranking_keys(background, vectors.numpy(), texts, lesson.texts.numpy())
     right = own[:, None] == np.arange(len(zoo.concepts))
@@ -173,6 +174,7 @@ def measure(zoo: Zoo, encoder: str, seed: int, quick: bool) -> dict[str, float]:
         "map_known": retrieval(scores[:, known], right[:, known])["map"],
         "plain_p1": retrieval(plain_scores[:, ~known], right[:, ~known])["p1"],
         "plain_generalised": top1(plain_margins[held], own[held], every),
+        "loss": judge.loss,
         "knn": float(nearest[~held].mean()),
         "missed": judge.metrics()["missed"],
         "false_alarms": judge.metrics()["false_alarms"],

@@ -6,12 +6,16 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from modelgrove_hub.search.seen import text_margins
+from modelgrove_hub.search.seen import LOSS
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from modelgrove_hub.search.background import Background
+
+LOSSES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 
 
 class Placed(NamedTuple):
@@ -29,6 +33,14 @@ class Trial(NamedTuple):
 
     known: Placed
     unknown: Placed
+
+
+class _Asked(NamedTuple):
+    """Margins (n, labels) of models, the numbers (n,) of their own labels, and which labels (labels,) are known."""
+
+    margins: NDArray[np.float32]
+    own: NDArray[np.int64]
+    seen: NDArray[np.bool_]
 
 
 class Judge:
@@ -53,8 +65,7 @@ class Judge:
     @cached_property
     def score(self) -> float:
         """Mean reciprocal rank of a model's label, known and unknown labels counting the same."""
-        means = [float((1 / ranks).mean()) for ranks in (self._known_ranks, self._unknown_ranks) if len(ranks)]
-        return sum(means) / len(means)
+        return self._score(self.loss)
 
     @cached_property
     def threshold(self) -> float:
@@ -73,37 +84,50 @@ class Judge:
     def metrics(self) -> dict[str, float]:
         """Top-1 accuracies among all labels, and how often the threshold misses a label or lets a prompt pass."""
         here, absent = self._best_scores
-        shares = {"top1_known": self._known_ranks == 1}
-        if self._trials:
-            shares["top1_unknown"] = self._unknown_ranks == 1
+        shares = {"top1_known": self._ranks(self._known, self.loss) == 1}
+        if self._unknown:
+            shares["top1_unknown"] = self._ranks(self._unknown, self.loss) == 1
         shares |= {"missed": here < self.threshold, "false_alarms": absent >= self.threshold}
         measured = {name: round(float(share.double().mean()), 3) for name, share in shares.items()}
-        return {"labels": len(self._texts), **self.setting, **measured}
+        return {"labels": len(self._texts), **self.setting, "loss": self.loss, **measured}
 
     @cached_property
-    def _known_ranks(self) -> Tensor:
-        import torch
+    def loss(self) -> float:
+        """What known labels lose against other texts: with the best score in the trials, or as `seen` has it."""
+        return max(LOSSES, key=self._score) if self._trials else LOSS
 
+    def _score(self, loss: float) -> float:
+        ranks = (self._ranks(asked, loss) for asked in (self._known, self._unknown) if asked)
+        means = [float((1 / found).mean()) for found in ranks]
+        return sum(means) / len(means)
+
+    @cached_property
+    def _known(self) -> list[_Asked]:
         if not self._trials:
-            return self._ranks(self.known, self.known)
-        return torch.cat([self._ranks(trial.known, trial.known) for trial in self._trials])
+            return [self._ask(self.known, self.known, range(len(self._texts)))]
+        return [self._ask(trial.known, trial.known, trial.known.labels) for trial in self._trials]
 
     @cached_property
-    def _unknown_ranks(self) -> Tensor:
-        import torch
+    def _unknown(self) -> list[_Asked]:
+        return [self._ask(trial.unknown, trial.known, trial.known.labels) for trial in self._trials]
 
-        return torch.cat([torch.empty(0), *(self._ranks(trial.unknown, trial.known) for trial in self._trials)])
+    def _ask(self, placed: Placed, known: Placed, labels: Sequence[int]) -> _Asked:
+        import numpy as np
 
-    def _ranks(self, placed: Placed, known: Placed) -> Tensor:
-        """Places (n,) of the models' own labels among all labels, by margins; a tie is a loss."""
+        vectors, others = placed.vectors.numpy(), known.vectors.numpy()
+        margins = self._background.margins(vectors, self._texts, others)
+        return _Asked(margins, np.array(placed.labels), np.isin(np.arange(len(self._texts)), labels))
+
+    def _ranks(self, asked: Sequence[_Asked], loss: float) -> Tensor:
+        """Places (n,) of the models' own labels among all labels; a tie is a loss."""
         import numpy as np
         import torch
 
-        seen = np.isin(np.arange(len(self._texts)), known.labels)
-        vectors, others = placed.vectors.numpy(), known.vectors.numpy()
-        margins = text_margins(self._background, vectors, self._texts, others, seen)
-        own = np.take_along_axis(margins, np.array(placed.labels)[:, None], axis=1)
-        return torch.from_numpy((margins >= own).sum(axis=1))
+        found = []
+        for margins, own, seen in asked:
+            lessened = margins - loss * seen
+            found.append((lessened >= np.take_along_axis(lessened, own[:, None], axis=1)).sum(axis=1))
+        return torch.from_numpy(np.concatenate(found))
 
     @cached_property
     def _best_scores(self) -> tuple[Tensor, Tensor]:

@@ -111,6 +111,8 @@ ZOO = {
     "cross_attention_dim": 384,
     "attention_head_dim": 4,
     "norm_num_groups": 16,
+    "addition_embed_type": "text",
+    "addition_embed_type_num_heads": 8,
 }
 VIT_H = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 16, "num_hidden_layers": 32}
 CLIP_G = {"hidden_size": 1280, "intermediate_size": 5120, "num_attention_heads": 20, "num_hidden_layers": 32}

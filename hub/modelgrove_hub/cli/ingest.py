@@ -70,5 +70,6 @@ def _line(item: Ingested) -> str:
         reason = item.reason if item.path in item.reason else f"{item.path}: {item.reason}"
         return f"refused  {reason}"
     doubt = "" if item.trust == "ok" else item.trust
-    facts = " ".join(fact for fact in (item.kind, item.adapter_type, item.family, doubt) if fact)
+    broken = f"({item.not_finite} tensors hold NaN or infinite values)" if item.not_finite else ""
+    facts = " ".join(fact for fact in (item.kind, item.adapter_type, item.family, doubt, broken) if fact)
     return f"{item.outcome:7}  {item.name}  {facts}"

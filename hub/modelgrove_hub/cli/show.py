@@ -74,5 +74,7 @@ def _looks(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     if parts := summary.get("parts"):
         yield "parts", ", ".join(f"{part}: {family}" for part, family in parts.items())
     yield "triggers", summary.get("metadata", {}).get("trigger_words", [])
+    if broken := summary.get("not_finite"):
+        yield "not finite", f"{broken['tensors']} tensors hold NaN or infinite values, first {broken['first']}"
     if summary.get("tensors"):
         yield "explained", f"{summary.get('coverage', 0):.0%} of {summary['tensors']} tensors"

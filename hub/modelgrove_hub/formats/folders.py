@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -87,16 +87,28 @@ def list_folder(folder: Path, within: Path) -> Listing:
     )
 
 
+def chosen_weights(paths: Iterable[str]) -> list[str]:
+    """The weight files of a model that make it up, by path: all but spare copies in another precision or format.
+
+    Raises:
+        CorruptFileError: shards are missing.
+    """
+    paths = list(paths)
+    chosen = [path for part in _parts(paths) for path in _choose([p for p in paths if _parent(p) == part])]
+    return sorted(chosen)
+
+
 def _refuse_links(files: Mapping[str, Path], within: Path) -> None:
     for path in files.values():
         if path.is_symlink() and not path.resolve().is_relative_to(within):
             raise UnsafeFileError(f"{path}: a link to {path.resolve()}, outside {within}")
 
 
-def _parts(files: Mapping[str, Path]) -> list[str]:
+def _parts(paths: Iterable[str]) -> list[str]:
     """The subfolders that hold weights, or "" when the weights lie in the folder itself."""
-    holding = sorted({_parent(path) for path, file in files.items() if file.suffix in _WEIGHTS | _PICKLES})
-    pipeline = "model_index.json" in files and any(holding)
+    paths = set(paths)
+    holding = sorted({_parent(path) for path in paths if PurePosixPath(path).suffix in _WEIGHTS | _PICKLES})
+    pipeline = "model_index.json" in paths and any(holding)
     if "" in holding and not pipeline:
         return [""]
     return [part for part in holding if part and "/" not in part]
@@ -116,13 +128,14 @@ def _add_part(gathered: _Gathered, files: Mapping[str, Path], part: str) -> None
             gathered.notes += _check_index(path, file, files, gathered.stored, prefix)
 
 
-def _choose(files: Mapping[str, Path]) -> dict[str, str]:
+def _choose(paths: Iterable[str]) -> dict[str, str]:
     """The weight files to list, each with the prefix its tensors get.
 
     Safetensors before GGUF before ONNX before pickles; full precision before its copies.
     """
+    paths = list(paths)
     for suffixes in ({".safetensors"}, {".gguf"}, {".onnx"}, _PICKLES):
-        fitting = [path for path, file in files.items() if file.suffix in suffixes]
+        fitting = [path for path in paths if PurePosixPath(path).suffix in suffixes]
         plain = [path for path in fitting if not _PRECISION.search(PurePosixPath(path).name)]
         if fitting:
             return _one_set(plain or fitting)

@@ -68,7 +68,7 @@ class Recognition:
     @property
     def text_encoder(self) -> bool:
         """Whether an adapter also changes a text encoder."""
-        return any(section != "denoiser" for section in self.sections)
+        return any(section.startswith("text_encoder") for section in self.sections)
 
     def summary(self) -> dict[str, Any]:
         """All of it as JSON values; empty fields are left out."""

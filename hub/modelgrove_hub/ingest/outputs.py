@@ -31,13 +31,18 @@ def store_outputs(hub: Hub, job: Job, result: Result, folder: Path) -> list[Stor
     """Hash, recognise and store every output of `result` under `folder`. Slow; no transaction is open.
 
     Raises:
-        PluginError: an output names a file that was not written.
+        PluginError: an output names a file that was not written, or holds NaN or infinite values.
         DataError: an output is not a valid model file.
     """
     stored = []
     for output in result.outputs:
-        found = _found(job, output, folder)
-        stored.append(StoredOutput(output, store(hub, prepare(found), "hardlink")))
+        prepared = prepare(_found(job, output, folder))
+        if names := prepared.not_finite:
+            raise PluginError(
+                f"plugin {job.plugin!r} wrote NaN or infinite values into {len(names)} tensors, first {names[0]!a}: "
+                "nothing was registered; check its inputs with `modelgrove show`"
+            )
+        stored.append(StoredOutput(output, store(hub, prepared, "hardlink")))
     return stored
 
 

@@ -34,6 +34,8 @@ class Ingested:
     family: str = ""
     adapter_type: str | None = None
     trust: str = ""
+    not_finite: int = 0
+    """Tensors with NaN or infinite values."""
     reason: str = ""
 
 
@@ -62,7 +64,7 @@ def ingest(hub: Hub, paths: Iterable[Path], mode: Mode, workers: int = 1) -> Ite
             continue
         with hub.transaction() as session:
             model, _, created = register(session, stored)
-        yield _result(found, "new" if created else "known", model)
+        yield _result(found, "new" if created else "known", model, len(outcome.not_finite))
 
 
 def _prepared(fresh: list[Found], workers: int) -> Iterator[tuple[Found, Prepared | str]]:
@@ -121,5 +123,6 @@ def _refused(found: Found, reason: str) -> Ingested:
     return Ingested(one_line(str(found.root)), "refused", reason=one_line(reason))
 
 
-def _result(found: Found, outcome: str, model: Model) -> Ingested:
-    return Ingested(str(found.root), outcome, model.name, model.kind, model.family, model.adapter_type, model.trust)
+def _result(found: Found, outcome: str, model: Model, not_finite: int = 0) -> Ingested:
+    facts = (model.name, model.kind, model.family, model.adapter_type, model.trust, not_finite)
+    return Ingested(str(found.root), outcome, *facts)

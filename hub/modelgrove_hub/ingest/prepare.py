@@ -13,6 +13,7 @@ from modelgrove_hub.formats.card import Card, read_card
 from modelgrove_hub.formats.listing import list_model
 from modelgrove_hub.formats.recognise import Recognition, recognise
 from modelgrove_hub.ingest.discover import Found
+from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.manifest import FileScan, TensorRow, scan, scan_bytes
 
 
@@ -30,6 +31,11 @@ class Prepared:
     def tensors(self) -> tuple[TensorRow, ...]:
         """All tensors of all weight files, in the order of the paths."""
         return tuple(row for path in sorted(self.scans) for row in self.scans[path].tensors)
+
+    @property
+    def not_finite(self) -> tuple[str, ...]:
+        """Names of the tensors that hold NaN or infinite values."""
+        return tuple(row.name for row in self.tensors if row.norm is None and DTYPES[row.dtype].is_float)
 
 
 def prepare(found: Found) -> Prepared:

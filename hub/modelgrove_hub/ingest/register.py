@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sqlmodel import Session, col, select
 
@@ -91,7 +91,7 @@ def register(
         tags=list(prepared.card.tags),
         card=prepared.card.text,
         trust=recognition.trust,
-        summary=recognition.summary(),
+        summary=_summary(prepared),
         weights_hash=weights_hash(tensors),
         values_hash=values_hash(tensors),
         inventory_hash=inventory_hash(tensors),
@@ -103,6 +103,12 @@ def register(
         _link_copy(session, revision)
         _link_declared(session, model, revision)
     return model, revision, created
+
+
+def _summary(prepared: Prepared) -> dict[str, Any]:
+    summary = prepared.recognition.summary()
+    names = prepared.not_finite
+    return {**summary, "not_finite": {"tensors": len(names), "first": names[0]}} if names else summary
 
 
 def _name_at(session: Session, stored: Stored) -> str | None:

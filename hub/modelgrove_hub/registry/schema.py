@@ -52,7 +52,7 @@ def require_current(engine: Engine) -> None:
     found = current(engine)
     where = engine.url.render_as_string()
     if found is None:
-        raise StorageError(f"database {where} has no tables yet: run `modelgrove db upgrade`")
+        raise StorageError(f"database {where} has no tables yet: run `modelgrove init`, or `modelgrove db upgrade`")
     if found < HEAD:
         raise StorageError(
             f"database {where} is at schema {found}, this version needs {HEAD}: run `modelgrove db upgrade`"

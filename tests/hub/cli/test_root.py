@@ -34,7 +34,7 @@ def ready(modelgrove, tmp_path):
 def test_a_hub_that_was_not_made_says_how_to_make_it(modelgrove):
     done = modelgrove("ls")
     assert done.returncode == 7
-    assert "modelgrove init" in done.stderr or "modelgrove db upgrade" in done.stderr
+    assert "modelgrove init" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

@@ -19,7 +19,7 @@ def test_the_current_schema_is_accepted(engine: Engine) -> None:
 
 def test_a_database_without_tables_is_refused(database_url: str) -> None:
     engine = connect(database_url)
-    with pytest.raises(StorageError, match="no tables yet: run `modelgrove db upgrade`"):
+    with pytest.raises(StorageError, match="no tables yet: run `modelgrove init`, or `modelgrove db upgrade`"):
         schema.require_current(engine)
     engine.dispose()
 

@@ -76,6 +76,8 @@ def test_every_folder_has_a_short_readme():
         assert len(text.splitlines()) <= 14
         assert "Read first" in text
         assert "May import" in text
+    for folder in ("bench", "docs", "examples", "tests"):
+        assert (ROOT / folder / "README.md").is_file()
 
 
 def test_modules_are_small_and_named_by_nouns():

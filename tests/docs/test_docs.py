@@ -11,7 +11,13 @@ import pytest
 from modelgrove_hub.cli.root import modelgrove
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(
+        ROOT / page
+        for page in ("README.md", "CHANGELOG.md", "bench/README.md", "examples/README.md", "tests/README.md")
+    ),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 
 def test_the_cli_reference_is_fresh():
@@ -23,7 +29,7 @@ def test_the_cli_reference_is_fresh():
     assert TARGET.read_text("utf-8") == reference(), "run `make docs`"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text("utf-8")):
         if "://" not in target:
@@ -39,7 +45,7 @@ def commands(page):
                 yield line
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_in_the_documents_parse(page):
     # Parsing needs the command, its options and its arguments to be real; running them is the
     # business of each command's own tests and of the demo test.

@@ -38,6 +38,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+import modelgrove_analyzers.zoo
 from modelgrove_analyzers.encoders.dense import Dense
 from modelgrove_analyzers.encoders.embedder import LoraEmbedder
 from modelgrove_analyzers.encoders.features import common_layers, read_layers, stacked
@@ -54,6 +55,7 @@ from modelgrove_hub.testing import FolderModel
 from modelgrove_kernels.lowrank import Canonical
 
 TEST_SHARE = 0.25
+SAMPLE = Path(modelgrove_analyzers.zoo.__file__).parent / "data/sample"
 SEEDS = 3
 QUICK_MODELS = 200
 QUICK_EPOCHS = 10
@@ -214,12 +216,12 @@ def shown(mean: float, spread: float) -> str:
 
 
 @click.command()
-@click.argument("zoo", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("zoo", type=click.Path(exists=True, file_okay=False, path_type=Path), default=SAMPLE)
 @click.option("--encoder", "encoders", multiple=True, type=click.Choice(list(ENCODERS)), help="Only this one.")
 @click.option("--quick", is_flag=True, help=f"One seed, {QUICK_EPOCHS} epochs, at most {QUICK_MODELS} models.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def main(zoo: Path, encoders: tuple[str, ...], quick: bool, as_json: bool) -> None:
-    """Measure text search over the LoRAs of ZOO."""
+    """Measure text search over the LoRAs of ZOO; the shipped sample when left out."""
     torch.set_num_threads(1)
     loaded = load(zoo, QUICK_MODELS if quick else None)
     found = {}

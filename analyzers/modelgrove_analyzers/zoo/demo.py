@@ -114,7 +114,7 @@ def _search(story: Story) -> list[str]:
             click.echo(f"  {place}. {hit['score']:5.2f}  {hit['name']}  (trained on: {_concept(truth, hit['name'])})")
         places = [place for place, hit in enumerate(hits, 1) if _concept(truth, hit["name"]) == wanted]
         click.echo(f"  wanted: {wanted}, at place {places[0] if places else 'beyond 100'} of {len(truth)}")
-        firsts.append(hits[places[0] - 1 if places else 0]["name"])
+        firsts.append(hits[0]["name"])
     hits = story.run("similar", firsts[0], "--limit", "3")["hits"]
     click.echo("  " + ", ".join(f"{hit['name']} ({_concept(truth, hit['name'])})" for hit in hits))
     return firsts

@@ -13,7 +13,7 @@ Queries and candidates are the concepts' texts. Every encoder sees the same mode
     map_known    the same for known concepts
     plain_p1, plain_generalised
                  p1 and generalised without the calibration of `modelgrove_hub.search.seen`
-    loss         what known texts lose in generalised and in_dist_all (`modelgrove_hub.search.seen`)
+    loss         what known texts lose in generalised and in_dist_all (`Judge.loss`)
     knn          unseen models whose nearest training model by cosine of vectors has their concept
     fit_s        CPU seconds to fit, from features in memory
     embed_ms     CPU milliseconds to read one new model and place it
@@ -50,7 +50,7 @@ from modelgrove_analyzers.encoders.statnn import StatNN
 from modelgrove_analyzers.encoders.training import label_vectors
 from modelgrove_hub.formats.adapters import read_adapter
 from modelgrove_hub.search.background import load_background
-from modelgrove_hub.search.seen import ranking_keys, text_margins
+from modelgrove_hub.search.seen import ranking_keys
 from modelgrove_hub.testing import FolderModel
 from modelgrove_kernels.lowrank import Canonical
 
@@ -159,7 +159,7 @@ def measure(zoo: Zoo, encoder: str, seed: int, quick: bool) -> dict[str, float]:
     texts, every = zoo.labels.numpy(), np.ones_like(known)
     others = judge.known.vectors.numpy()
     plain_margins = background.margins(vectors.numpy(), texts, others)
-    margins = text_margins(background, vectors.numpy(), texts, others, known, judge.loss)
+    margins = plain_margins - judge.loss * known
     plain_scores = background.scores(vectors.numpy(), texts)
     scores = ranking_keys(background, vectors.numpy(), texts, lesson.texts.numpy())
     right = own[:, None] == np.arange(len(zoo.concepts))

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from modelgrove_hub.hub import Hub
+from modelgrove_hub.settings import settings
+from modelgrove_migrations.run import upgrade
 
 
 def _load(path: Path) -> ModuleType:
@@ -24,3 +29,15 @@ def _load(path: Path) -> ModuleType:
 def hostile() -> ModuleType:
     """The module `hostile.py` beside this file: a test gets its corpus by `hostile.corpus(folder)`."""
     return _load(Path(__file__).with_name("hostile.py"))
+
+
+@pytest.fixture
+def own_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty hub, which the commands of this process open too."""
+    monkeypatch.setenv("MODELGROVE_HOME", str(tmp_path / "home"))
+    settings.cache_clear()
+    opened = Hub.open()
+    upgrade(opened.settings.database)
+    yield opened
+    opened.engine.dispose()
+    settings.cache_clear()

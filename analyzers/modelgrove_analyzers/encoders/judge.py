@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from modelgrove_hub.search.seen import LOSS
-
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -16,6 +14,9 @@ if TYPE_CHECKING:
     from modelgrove_hub.search.background import Background
 
 LOSSES = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+"""What the score with a known label may lose against other texts, in standard deviations (decision 0006)."""
+LOSS = 2.0
+"""What it loses where no trials tell better."""
 
 
 class Placed(NamedTuple):
@@ -93,7 +94,7 @@ class Judge:
 
     @cached_property
     def loss(self) -> float:
-        """What known labels lose against other texts: with the best score in the trials, or as `seen` has it."""
+        """What known labels lose against other texts: with the best score in the trials."""
         return max(LOSSES, key=self._score) if self._trials else LOSS
 
     def _score(self, loss: float) -> float:

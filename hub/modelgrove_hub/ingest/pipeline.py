@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import traceback
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -90,6 +92,8 @@ def _attempt(found: Found) -> Prepared | str:
     except OSError as error:
         return f"{found.root}: {error.strerror or error}"
     except Exception as error:  # noqa: BLE001  (one file must not end the ingestion of thousands)
+        if "MODELGROVE_DEBUG" in os.environ:  # set by --debug; this may be another process
+            traceback.print_exc()
         return f"{found.root}: not understood, which is a bug of modelgrove: {type(error).__name__}: {error}"
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from modelgrove_hub.contracts import InputModel, TensorWriter
 from modelgrove_hub.errors import PluginError, StorageError
 from modelgrove_hub.jobs.lease import Lease
+from modelgrove_hub.store.disk import output_place
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -122,9 +123,4 @@ class JobContext:
         Raises:
             PluginError: the path leaves the output folder.
         """
-        root = self.out.resolve()
-        place = (root / path).resolve()
-        if place == root or not place.is_relative_to(root):
-            raise PluginError(f"output path {path!r} is not inside the output folder")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return place
+        return output_place(self.out, path)

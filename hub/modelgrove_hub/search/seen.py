@@ -5,7 +5,7 @@ lies somewhere between known labels. A search for the new thing then finds its k
 calibrated stacking does for classes (Chao et al., ECCV 2016, arXiv 1605.04253, eq. 4), models that come near
 the best score are put in a new order, by their score less a share of what their own best known label gets:
 those that are known to be something else go behind those that nothing known explains. A search that says what
-a known label says is left as it is. And when texts are compared for one model, known labels lose a constant.
+a known label says is left as it is.
 
 The constants were chosen on folds of the known concepts of the sample shipped with 0.1.0 (decision 0006).
 """
@@ -28,8 +28,6 @@ SHARE = 0.5
 """Of the score with its best known label, what a model loses there."""
 SAME = 0.6
 """Cosine with a known label from which on a search asks for what is known."""
-LOSS = 2.0
-"""What the score with a known label loses against other texts, in standard deviations, where nothing tells better."""
 
 
 def ranking_keys(
@@ -45,22 +43,6 @@ def ranking_keys(
     near = (scores >= NEAR * scores.max(axis=0)) & ~known
     keys: NDArray[np.float32] = np.where(near, scores + SHARE * (best.max() - best), scores)
     return keys
-
-
-def text_margins(
-    background: Background,
-    vectors: NDArray[np.float32],
-    queries: NDArray[np.float32],
-    others: NDArray[np.float32],
-    known: NDArray[np.bool_],
-    loss: float = LOSS,
-) -> NDArray[np.float32]:
-    """Margins (m, q) that compare centred queries for one model; `known` (q,) tells which are known labels.
-
-    `others` (n, d) are the models that the expert was fitted on, as the others place them.
-    """
-    margins: NDArray[np.float32] = background.margins(vectors, queries, others) - loss * known
-    return margins
 
 
 def _directions(rows: NDArray[np.float32]) -> NDArray[np.float32]:

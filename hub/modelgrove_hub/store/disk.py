@@ -11,10 +11,24 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from modelgrove_hub.errors import DataError, NotFoundError, StorageError
+from modelgrove_hub.errors import DataError, NotFoundError, PluginError, StorageError
 
 TEMPORARY = ".part"
 """Suffix of files being written; their names start with a dot, so that `discover` passes them over."""
+
+
+def output_place(folder: Path, path: str) -> Path:
+    """Where a plugin's output file `path` lies in its output folder; parent folders exist.
+
+    Raises:
+        PluginError: the path leaves the folder.
+    """
+    root = folder.resolve()
+    place = (root / path).resolve()
+    if place == root or not place.is_relative_to(root):
+        raise PluginError(f"output path {path!r} is not inside the output folder")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 @contextmanager

@@ -10,10 +10,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from modelgrove_hub.contracts import Cancelled, InputModel, Plugin, Result, TensorWriter
-from modelgrove_hub.errors import NotFoundError, PluginError
+from modelgrove_hub.errors import NotFoundError
 from modelgrove_hub.formats.card import read_card
 from modelgrove_hub.plugins import check_params
 from modelgrove_hub.registry.inputs import RegisteredModel
+from modelgrove_hub.store.disk import output_place
 
 if TYPE_CHECKING:
     from torch import Generator
@@ -107,12 +108,7 @@ class LocalContext:
         Raises:
             PluginError: the path leaves the output folder.
         """
-        root = self.out.resolve()
-        place = (root / path).resolve()
-        if place == root or not place.is_relative_to(root):
-            raise PluginError(f"output path {path!r} is not inside the output folder")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        return place
+        return output_place(self.out, path)
 
 
 def run_plugin(

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from modelgrove_analyzers.encoders.judge import LOSSES, Judge, Placed, Trial
+from modelgrove_analyzers.encoders.judge import LOSS, LOSSES, Judge, Placed, Trial
 from modelgrove_hub.search.background import Background
-from modelgrove_hub.search.seen import LOSS
 
 TEXTS = torch.eye(6)
 BACKGROUND = Background(np.concatenate([np.eye(6), -np.eye(6)]).astype(np.float32), "test")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,12 @@ from torch import Tensor
 
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.pipeline import ingest
-from modelgrove_hub.settings import settings
-from modelgrove_migrations.run import upgrade
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """An empty hub, which the commands of this process open too."""
-    monkeypatch.setenv("MODELGROVE_HOME", str(tmp_path / "home"))
-    settings.cache_clear()
-    opened = Hub.open()
-    upgrade(opened.settings.database)
-    yield opened
-    opened.engine.dispose()
-    settings.cache_clear()
+def hub(own_hub: Hub) -> Hub:
+    """The hub that the commands open."""
+    return own_hub
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +25,7 @@ from modelgrove_hub.cli.ingest import ingest
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest import pipeline
 from modelgrove_hub.registry.models import list_models
-from modelgrove_hub.settings import Settings, settings
+from modelgrove_hub.settings import Settings
 from modelgrove_hub.store.fsck import check
 from modelgrove_migrations.run import upgrade
 
@@ -43,14 +43,9 @@ def numbered(number: int) -> bytes:
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    monkeypatch.setenv("MODELGROVE_HOME", str(tmp_path / "home"))
-    settings.cache_clear()
-    opened = Hub.open()
-    upgrade(opened.settings.database)
-    yield opened
-    opened.engine.dispose()
-    settings.cache_clear()
+def hub(own_hub: Hub) -> Hub:
+    """The hub that the commands open."""
+    return own_hub
 
 
 @pytest.fixture

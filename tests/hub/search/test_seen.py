@@ -1,7 +1,7 @@
 import numpy as np
 
 from modelgrove_hub.search.background import Background
-from modelgrove_hub.search.seen import LOSS, NEAR, SAME, SHARE, ranking_keys, text_margins
+from modelgrove_hub.search.seen import NEAR, SAME, SHARE, ranking_keys
 
 
 def unit(rows):
@@ -49,11 +49,3 @@ def test_models_that_all_lack_what_is_asked_keep_their_order(background):
     np.testing.assert_array_equal(
         ranking_keys(background, far, query[None], vectors), background.scores(far, query[None])
     )
-
-
-def test_known_labels_lose_a_constant_against_other_texts(background):
-    dice = np.random.default_rng(3)
-    vectors, queries, others = (dice.normal(size=(n, 8)).astype(np.float32) for n in (4, 3, 20))
-    known = np.array([True, False, True])
-    found = text_margins(background, vectors, queries, others, known)
-    np.testing.assert_allclose(found, background.margins(vectors, queries, others) - [LOSS, 0, LOSS], rtol=1e-6)

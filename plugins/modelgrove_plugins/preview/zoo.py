@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modelgrove_hub.errors import CorruptFileError, DataError
+from modelgrove_hub.formats.unets import build_unet
 from modelgrove_hub.search.text import SPACE, token_states
 from modelgrove_kernels.codec import LinearCodec
 from modelgrove_plugins.preview.painter import Wish, batches, make_scheduler
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from modelgrove_plugins.preview.diffusers import PreviewParams
 
 _BATCH = 64
-_MAX_BLOCKS = 8
-_MAX_LAYERS = 16
 
 
 @dataclass
@@ -103,27 +102,8 @@ def _states(prompts: Sequence[str]) -> Tensor:
 
 
 def _load_unet(folder: Path) -> UNet2DConditionModel:
-    """The UNet, built without memory and then given the file's tensors: shapes are compared, not trusted."""
-    config = UNet2DConditionModel.load_config(folder)
-    blocks, layers = config.get("down_block_types", ()), config.get("layers_per_block", 1)
-    if len(blocks) > _MAX_BLOCKS or not isinstance(layers, int) or layers > _MAX_LAYERS:
-        raise DataError(f"unet/config.json: {len(blocks)} blocks of {layers} layers are more than a preview loads")
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(config)
-    stored = {
-        name: tensor.float()
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, tensor in load_file(path).items()
-    }
-    wanted = {name: tensor.shape for name, tensor in unet.state_dict().items()}
-    wrong = [name for name, shape in wanted.items() if name not in stored or stored[name].shape != shape]
-    if wrong or len(stored) != len(wanted):
-        raise CorruptFileError(
-            f"unet: {len(stored)} tensors for a network of {len(wanted)}; "
-            f"missing or of another shape: {', '.join(wrong[:3]) or 'none'}"
-        )
-    unet.load_state_dict(stored, assign=True)
-    return unet.eval().requires_grad_(False)
+    stored = {name: tensor for path in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(path).items()}
+    return build_unet(UNet2DConditionModel.load_config(folder), stored)
 
 
 def _to_images(pixels: Tensor) -> list[Image.Image]:

@@ -98,6 +98,10 @@ class InputModel(Protocol):
     def tags(self) -> Sequence[str]:
         """The model card's tags."""
 
+    @property
+    def base(self) -> InputModel | None:
+        """The registered model that this one was made from, where there is one and the weights agree."""
+
     def tensors(self) -> Iterator[LazyTensor]:
         """All tensors of all safetensors files, in file order, on disk until read; `DataError` if there are none."""
 

@@ -89,6 +89,8 @@ class LoraEmbedder(ABC):
             params.alike,
             context.generator(),
             lambda done, message: context.progress(0.6 + 0.4 * done, message),
+            next((model.base for model in context.inputs if model.base), None),
+            context.log,
         )
         fitted, judge = self.learn(lesson, params)
         saved = Saved(params.columns, fitted.shapes, {**fitted.tensors(), LABELS: lesson.texts})

@@ -13,7 +13,9 @@ from modelgrove_hub.errors import UsageError
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from modelgrove_analyzers.encoders.classes import Classes
     from modelgrove_analyzers.encoders.features import Updates
+    from modelgrove_hub.contracts import InputModel
     from modelgrove_hub.search.background import Background
 
 
@@ -33,11 +35,16 @@ class Lesson:
     alike: float
     generator: Generator
     progress: Callable[[float, str], None] = lambda _done, _message: None
+    base: InputModel | None = None
+    """What the models were made from, where it is registered."""
+    log: Callable[[str], None] = lambda _line: None
+    classes: Classes | None = None
+    """Where models carry several labels each; `labels` are theirs then."""
 
     def __post_init__(self) -> None:
         if not self.updates or len(set(self.names)) < 2:
             counts = f"{len(set(self.names))} labels and {len(self.updates)} layers in common"
-            raise UsageError(f"{len(self.labels)} LoRAs with {counts}: nothing can be learned")
+            raise UsageError(f"{len(self.labels)} models with {counts}: nothing can be learned")
 
     @cached_property
     def names(self) -> list[int]:
@@ -46,5 +53,7 @@ class Lesson:
 
     @cached_property
     def texts(self) -> Tensor:
-        """The vector of each label, (labels, d)."""
+        """The vector of each label, (labels, d), or of each class."""
+        if self.classes is not None:
+            return self.classes.texts
         return self.labels[[self.names.index(name) for name in range(max(self.names) + 1)]]

@@ -82,7 +82,7 @@ class StatNN(LoraEmbedder):
         mean, deviation = found.mean(0), found.std(0).clamp(min=1e-30)
         rows = (found - mean) / deviation / found.shape[1] ** 0.5
         dual, judge = fit_dual(rows @ rows.T, lesson)
-        linear = rows.T @ dual / found.shape[1] ** 0.5
+        linear = rows.T @ dual.coefficients / found.shape[1] ** 0.5
         shapes = {layer: updates.shape for layer, updates in lesson.updates.items()}
         return StatFitted(shapes, mean, deviation, linear), judge
 

@@ -29,13 +29,13 @@ class FolderModel(RegisteredModel):
 
     def __init__(
         self, path: Path, *, name: str = "", family: str = "unknown", adapter_type: str | None = None,
-        summary: Mapping[str, Any] | None = None,
+        summary: Mapping[str, Any] | None = None, base: RegisteredModel | None = None,
     ) -> None:  # fmt: skip
         files = _files(path)
         card = read_card(files)
         super().__init__(
             name=name or path.stem, family=family, adapter_type=adapter_type, revision_id=0, summary=summary or {},
-            card=card.text, tags=card.tags, paths=files,
+            card=card.text, tags=card.tags, paths=files, base=base,
         )  # fmt: skip
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from modelgrove_hub.contracts import InputModel
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 _INDEX = "model_index.json"
 _UNET = "unet/"
+_TEXT_SIDE = ("tokenizer", "text_encoder")
+_DATA = (".json", ".txt", ".safetensors")
 _LARGEST_JSON = 1 << 20
 _LARGEST_SIDE = 16
 """Latents larger than this say little more of a word and cost much more."""
@@ -37,7 +41,7 @@ class Denoiser:
 
 
 def open_denoiser(base: InputModel) -> Denoiser:
-    """The denoiser of a diffusers folder.
+    """The denoiser of a diffusers folder: the zoo's, or a Stable Diffusion 1 or 2.
 
     Raises:
         UsageError: the folder is no pipeline that can be asked here.
@@ -48,21 +52,52 @@ def open_denoiser(base: InputModel) -> Denoiser:
     from modelgrove_hub.formats.unets import build_unet
 
     index = _read_json(base, _INDEX)
-    if index.get("_class_name") != "ZooPipeline":
-        raise UsageError(f"{base.name}: {index.get('_class_name')} is no pipeline whose words can be asked for yet")
+    readers = {"ZooPipeline": _zoo_states, "StableDiffusionPipeline": _clip_states}
+    read = readers.get(str(index.get("_class_name")))
+    if read is None:
+        raise UsageError(f"{base.name}: {index.get('_class_name')} is not asked for words; {', '.join(readers)} can be")
+    states = read(base, index)
     tensors = {tensor.key: tensor.read() for tensor in base.tensors() if tensor.file.startswith(_UNET)}
     unet = build_unet(_read_json(base, f"{_UNET}config.json"), tensors)
     noise = DDPMScheduler.from_config(_read_json(base, "scheduler/scheduler_config.json"))
-    return Denoiser(unet, noise.alphas_cumprod, _zoo_states(base.name, index))
+    return Denoiser(unet, noise.alphas_cumprod, states)
 
 
-def _zoo_states(name: str, index: dict[str, Any]) -> Callable[[Sequence[str]], Tensor]:
+def _zoo_states(base: InputModel, index: dict[str, Any]) -> Callable[[Sequence[str]], Tensor]:
     from modelgrove_hub.search.text import SPACE, token_states
 
     encoder = index.get("text_encoder_name", SPACE)
     if encoder != SPACE:
-        raise UsageError(f"{name}: text encoder {encoder!r} is not here, only {SPACE!r}")
+        raise UsageError(f"{base.name}: text encoder {encoder!r} is not here, only {SPACE!r}")
     return token_states
+
+
+def _clip_states(base: InputModel, _index: dict[str, Any]) -> Callable[[Sequence[str]], Tensor]:
+    """As `StableDiffusionPipeline.encode_prompt` does it; only JSON, text and safetensors are read."""
+    import torch
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    with TemporaryDirectory() as place:
+        for path, source in base.files().items():
+            part, _, name = path.partition("/")
+            if part in _TEXT_SIDE and "/" not in name and name.endswith(_DATA):
+                (Path(place) / part).mkdir(exist_ok=True)
+                (Path(place) / part / name).symlink_to(source.absolute())
+        try:
+            tokenizer = CLIPTokenizer.from_pretrained(f"{place}/tokenizer", local_files_only=True)
+            encoder = CLIPTextModel.from_pretrained(
+                f"{place}/text_encoder", local_files_only=True, use_safetensors=True, dtype=torch.float32
+            ).eval()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UsageError(f"{base.name}: its text encoder cannot be opened, so it is not asked: {error}") from error
+
+    def states(texts: Sequence[str]) -> Tensor:
+        tokens = tokenizer(list(texts), padding="max_length", truncation=True, return_tensors="pt")
+        with torch.no_grad():
+            found: Tensor = encoder(tokens.input_ids).last_hidden_state
+        return found
+
+    return states
 
 
 def _read_json(base: InputModel, path: str) -> dict[str, Any]:

@@ -29,6 +29,10 @@ class ModelKind(StrEnum):
     UNKNOWN = "unknown"
 
 
+NETWORKS = (ModelKind.CHECKPOINT, ModelKind.COMPONENT)
+"""Kinds of models that are a whole network."""
+
+
 class Trust(StrEnum):
     """How far a model's files may be used. Quarantined files are listed and hashed, never loaded."""
 
@@ -85,6 +89,9 @@ class Model(SQLModel, table=True):
     family: str = Field(default="unknown", index=True)
     adapter_type: str | None = Field(default=None, index=True)
     declared_base: str | None = None
+    tree: str | None = Field(default=None, index=True, max_length=260)
+    """What shares one base network: the family's name, or family:founder for a further one; see `registry.trees`."""
+    tree_reason: dict[str, Any] | None = Field(default=None, sa_column=Column(JSON, nullable=True))
     inferred_parent_id: int | None = Field(default=None, foreign_key="model.id")
     licence: str | None = None
     tags: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
@@ -135,6 +142,15 @@ class RevisionFile(SQLModel, table=True):
     manifest: str | None = Field(default=None, foreign_key="blob.sha256", index=True)
 
 
+class Sketch(SQLModel, table=True):
+    """Which outputs a revision's weights move (`formats.outputs`): tells to which tree it belongs."""
+
+    __tablename__: ClassVar[str] = "sketch"
+
+    revision_id: int = Field(foreign_key="revision.id", primary_key=True, ondelete="CASCADE")
+    outputs: bytes = Field(sa_column=Column(LargeBinary, nullable=False))
+
+
 class Edge(SQLModel, table=True):
     """Child revision came from parent revision. Declared by a card or a job, or inferred from weights."""
 
@@ -181,13 +197,15 @@ class Job(SQLModel, table=True):
 
 
 class Expert(SQLModel, table=True):
-    """A fitted encoder for one model tree: weights in a blob, calibration and metrics beside it."""
+    """A fitted encoder for the adapters or the checkpoints of one tree: a blob, calibration and metrics beside it."""
 
     __tablename__: ClassVar[str] = "expert"
     __table_args__ = (UniqueConstraint("tree", "encoder", "version"),)
 
     id: int | None = Field(default=None, primary_key=True)
     tree: str = Field(index=True)
+    kind: str = Field(default=ModelKind.ADAPTER, sa_column_kwargs={"server_default": "adapter"})
+    """Of the models that it places: adapter, or checkpoint for whole networks."""
     encoder: str
     version: int = 1
     text_space: str

@@ -139,6 +139,8 @@ def _steps(engine: Engine, revision: str) -> list[str]:
 def _between(upper: str, lower: str) -> list[str]:
     """The migrations above `lower`, up to `upper`, oldest first."""
     try:
+        if relative := [name for name in (upper, lower) if name[:1] in "+-"]:
+            raise RevisionError(f"no such revision or branch '{relative[0]}'")
         steps = list(ScriptDirectory.from_config(_config()).iterate_revisions(upper, lower))
     except (CommandError, RevisionError) as error:
         raise UsageError(f"{error}; there is: base, {', '.join(_revisions())}") from error

@@ -22,17 +22,26 @@ def expert() -> None:
 
 
 @expert.command(cls=MethodCommand, kind="embedder", default="gram-ridge")
-@click.option("--tree", required=True, help="Family of the base model, as `modelgrove ls` shows it.")
+@click.option("--tree", required=True, help="As `modelgrove expert ls` shows it: mostly the family of the base model.")
+@click.option(
+    "--kind",
+    type=click.Choice(["adapter", "checkpoint"]),
+    help="Learn from adapters or from whole networks; when left out, from the kind of which more are documented.",
+)
 @work_options
 @json_option
-def fit(tree: str, method: str, wait: bool, local: bool, key: str | None, as_json: bool, **values: Any) -> None:
-    """Fit an expert on the documented adapters of TREE, then place all its adapters with it."""
+def fit(
+    tree: str, kind: str | None, method: str, wait: bool, local: bool, key: str | None, as_json: bool, **values: Any
+) -> None:
+    """Fit an expert on the documented models of TREE, then place all its models with it."""
+    from modelgrove_hub.registry.routing import route as look_at
     from modelgrove_hub.search.experts import embed_missing, training_inputs
 
     plugin = chosen_plugin("embedder", method)
     hub = open_hub()
+    look_at(hub)  # an expert must not learn from the models of two trees
     with hub.reading() as session:
-        inputs = training_inputs(session, tree)
+        inputs = training_inputs(session, tree, kind)
     params = given(plugin.Params, values)
     job = do(hub, f"embedder.{method}", params, inputs, target=tree, wait=wait, local=local, key=key)
     if job.finished_at is None:
@@ -67,42 +76,76 @@ def embed(tree: str | None, as_json: bool) -> None:
         _tell(done)
 
 
+@expert.command()
+@click.option("--family", help="Only models of this family.")
+@json_option
+def route(family: str | None, as_json: bool) -> None:
+    """Decide again which tree every model belongs to, from its weights."""
+    from modelgrove_hub.registry.routing import route as decide
+
+    hub = open_hub()
+    update, close = progress_bar("route")
+    try:
+        done = decide(hub, family, again=True, progress=update)
+    finally:
+        close()
+    if as_json:
+        print_json(asdict(done))
+        return
+    print_table(
+        ("model", "tree before", "tree now"),
+        ((name, before or "none", after or "none") for name, (before, after) in done.moved.items()),
+        empty=f"{done.models} models looked at: all are in the trees that they were in.",
+    )
+    for name, reason in done.skipped.items():
+        say(f"skipped {name}: {reason}")
+    if done.moved:
+        say("Next: modelgrove expert embed")
+
+
 @expert.command("ls")
 @json_option
 def list_experts(as_json: bool) -> None:
-    """List the trees, their newest experts and how many adapters wait for a vector."""
-    rows = _trees(open_hub())
+    """List the trees, their newest experts and how many models wait for a vector."""
+    from modelgrove_hub.search.experts import fits_none
+
+    hub = open_hub()
+    rows = _groups(hub)
     if as_json:
         print_json(rows)
         return
     print_table(
-        ("tree", "adapters", "without vector", "expert", "made", "metrics"),
+        ("tree", "kind", "models", "without vector", "expert", "made", "metrics"),
         (
-            (row["tree"], row["adapters"], row["not_embedded"], row["expert"] or "none", row["created_at"],
+            (row["tree"], row["kind"], row["models"], row["not_embedded"], row["expert"] or "none", row["created_at"],
              [f"{name} {value}" for name, value in row["metrics"].items()])
             for row in rows
         ),
         empty="No adapters here. Next: modelgrove ingest PATH",
     )  # fmt: skip
+    with hub.reading() as session:
+        for family, count in fits_none(session).items():
+            say(f"{count} adapters of family {family} fit no known tree: `modelgrove show` says why.")
 
 
-def _trees(hub: Hub) -> list[dict[str, Any]]:
-    from modelgrove_hub.search.experts import newest_experts, not_embedded, trees
+def _groups(hub: Hub) -> list[dict[str, Any]]:
+    from modelgrove_hub.search.experts import groups, newest_experts, not_embedded
 
     with hub.reading() as session:
-        counts, experts, missing = trees(session), newest_experts(session), not_embedded(session)
+        counts, experts, missing = groups(session), newest_experts(session), not_embedded(session)
     return [
         {
-            "tree": tree,
-            "adapters": counts.get(tree, 0),
-            "not_embedded": missing.get(tree, 0),
+            "tree": group.tree,
+            "kind": group.kind,
+            "models": counts.get(group, 0),
+            "not_embedded": missing.get(group, 0),
             "expert": f"{found.encoder} v{found.version}" if found else None,
             "created_at": found.created_at if found else None,
             "metrics": found.metrics if found else {},
             "calibration": found.calibration if found else {},
         }
-        for tree in sorted({*counts, *experts})
-        for found in (experts.get(tree),)
+        for group in sorted({*counts, *experts})
+        for found in (experts.get(group),)
     ]
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from modelgrove_hub.cli.output import human_size, json_option, print_facts, print_json
 from modelgrove_hub.cli.work import open_hub
+
+if TYPE_CHECKING:
+    from modelgrove_hub.tables import Model
 
 _CARD_LINES = 12
 _TARGETS = 8
@@ -41,6 +44,7 @@ def show(model: str, as_json: bool) -> None:
             *_looks(summary),
             ("trust", row.trust),
             ("base", row.declared_base or ", ".join(summary.get("base_candidates", []))),
+            ("tree", _tree(row)),
             ("licence", row.licence),
             ("tags", row.tags),
             ("size", human_size(revision.size)),
@@ -58,6 +62,15 @@ def show(model: str, as_json: bool) -> None:
         click.echo("\n" + "\n".join(lines[:_CARD_LINES]))
         if len(lines) > _CARD_LINES:
             click.echo(f"… {len(lines) - _CARD_LINES} more lines of its card: modelgrove show {row.name} --json")
+
+
+def _tree(model: Model) -> str:
+    """The tree and why, and whether the weights bear out the declared base."""
+    reason = model.tree_reason or {}
+    said = f"{model.tree or 'none'}: {reason['said']}" if "said" in reason else model.tree or ""
+    if reason.get("declared_agrees") is False:
+        return f"{said}. It declares base {model.declared_base}, but its weights do not agree"
+    return said
 
 
 def _looks(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -98,6 +98,11 @@ def parse_key(name: str) -> Key | None:
     return key if key.module else None
 
 
+def module_of(path: str) -> str:
+    """The canonical name of the module at `path` in a checkpoint, as the target of an adapter would be named."""
+    return _locate(path, Role.UP).target
+
+
 def foreign_method(name: str) -> str | None:
     """The adapter method that this tensor proves, if it is no plain LoRA: "loha", "dora"… Bias differences are none."""
     _, suffix = adapter_names().split(name) or ("", "")

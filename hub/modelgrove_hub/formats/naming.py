@@ -128,6 +128,11 @@ class ContainerNames(_Strict):
         """The prefix under which the tensor's part of the model is kept; "" for none."""
         return next((prefix for prefix in self._by_length if name.startswith(prefix)), "")
 
+    def place_of(self, path: str, name: str) -> str:
+        """The part of a model that the tensor `name` of the file `path` is in, as `summary["parts"]` calls it."""
+        folder, prefix = path.rpartition("/")[0], self.part_of(name)
+        return f"{folder}/{self.parts[prefix]}".strip("/") if prefix else folder or "whole"
+
     def is_anywhere(self, name: str) -> bool:
         """Whether any checkpoint may carry this tensor."""
         return any_of(self.anywhere.names).fullmatch(name) is not None

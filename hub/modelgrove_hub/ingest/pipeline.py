@@ -19,6 +19,7 @@ from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES, Found, data_of, discover
 from modelgrove_hub.ingest.prepare import Prepared, prepare
 from modelgrove_hub.ingest.register import Mode, register, store
+from modelgrove_hub.registry.trees import settle
 from modelgrove_hub.tables import Blob, Model, Revision, RevisionFile
 
 _AHEAD = 32
@@ -55,6 +56,7 @@ def ingest(hub: Hub, paths: Iterable[Path], mode: Mode, workers: int = 1) -> Ite
                 fresh.append(found)
             else:
                 yield _result(found, "known", known)
+    families: set[str] = set()
     for found, outcome in _prepared(fresh, workers):
         if isinstance(outcome, str):
             yield _refused(found, outcome)
@@ -66,7 +68,11 @@ def ingest(hub: Hub, paths: Iterable[Path], mode: Mode, workers: int = 1) -> Ite
             continue
         with hub.transaction() as session:
             model, _, created = register(session, stored)
+        families.add(model.family)
         yield _result(found, "new" if created else "known", model, len(outcome.not_finite))
+    for family in families:  # the first of a tree have less to be compared with than the last
+        with hub.transaction() as session:
+            settle(session, hub.store, family)
 
 
 def _prepared(fresh: list[Found], workers: int) -> Iterator[tuple[Found, Prepared | str]]:

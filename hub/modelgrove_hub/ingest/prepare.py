@@ -11,6 +11,7 @@ from pathlib import Path
 from modelgrove_hub.errors import DataError
 from modelgrove_hub.formats.card import Card, read_card
 from modelgrove_hub.formats.listing import list_model
+from modelgrove_hub.formats.outputs import Outputs, read_outputs
 from modelgrove_hub.formats.recognise import Recognition, recognise
 from modelgrove_hub.ingest.discover import Found
 from modelgrove_hub.store.dtypes import DTYPES
@@ -26,6 +27,8 @@ class Prepared:
     mtimes: dict[str, int]
     recognition: Recognition
     card: Card
+    outputs: Outputs | None
+    """What the weights of a model of a known family move."""
 
     @property
     def tensors(self) -> tuple[TensorRow, ...]:
@@ -53,7 +56,8 @@ def prepare(found: Found) -> Prepared:
     for path, file in found.files.items():
         if file.stat().st_mtime_ns != mtimes[path]:
             raise DataError(f"{file} changed while it was read: ingest it again when it is complete")
-    return Prepared(found, scans, mtimes, recognition, read_card(found.files))
+    outputs = read_outputs(found.files, recognition.kind, recognition.family, recognition.parts)
+    return Prepared(found, scans, mtimes, recognition, read_card(found.files), outputs)
 
 
 def _scan(file: Path) -> FileScan:

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, delete, select
 
 from modelgrove_hub.errors import DataError
+from modelgrove_hub.formats.outputs import Outputs
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
 from modelgrove_hub.ingest.prepare import Prepared
@@ -21,8 +22,10 @@ from modelgrove_hub.registry.events import record
 from modelgrove_hub.registry.lineage import add_edge
 from modelgrove_hub.registry.models import add_revision, latest_revision
 from modelgrove_hub.registry.names import clean_name, free_name
+from modelgrove_hub.registry.trees import place
+from modelgrove_hub.store.blobs import BlobStore
 from modelgrove_hub.store.manifest import FileScan, inventory_hash, values_hash, weights_hash
-from modelgrove_hub.tables import Blob, Model, ModelKind, Relation, Revision, RevisionFile
+from modelgrove_hub.tables import Blob, Model, ModelKind, Relation, Revision, RevisionFile, Sketch
 
 Mode = Literal["reference", "hardlink", "copy"]
 """What happens to the user's files: left in place, or also kept in the blob store."""
@@ -36,6 +39,8 @@ class Stored:
     blobs: tuple[Blob, ...]
     files: Mapping[str, str]
     manifests: Mapping[str, str]
+    shelf: BlobStore
+    """Where they are."""
 
 
 def store(hub: Hub, prepared: Prepared, mode: Mode) -> Stored:
@@ -63,7 +68,7 @@ def store(hub: Hub, prepared: Prepared, mode: Mode) -> Stored:
             manifests[path] = manifest.sha256
             blobs.append(Blob(sha256=manifest.sha256, size=manifest.size))
     files = {path: scan.sha256 for path, scan in prepared.scans.items()}
-    return Stored(prepared, tuple(blobs), files, manifests)
+    return Stored(prepared, tuple(blobs), files, manifests, hub.store)
 
 
 def register(
@@ -102,6 +107,8 @@ def register(
         record(session, "registered", model.name, revision=revision.digest, files=len(stored.files))
         _link_copy(session, revision)
         _link_declared(session, model, revision)
+        _keep_outputs(session, model, revision, prepared.outputs)
+        place(session, stored.shelf, model, parent)
     return model, revision, created
 
 
@@ -109,6 +116,15 @@ def _summary(prepared: Prepared) -> dict[str, Any]:
     summary = prepared.recognition.summary()
     names = prepared.not_finite
     return {**summary, "not_finite": {"tensors": len(names), "first": names[0]}} if names else summary
+
+
+def _keep_outputs(session: Session, model: Model, revision: Revision, outputs: Outputs | None) -> None:
+    """The sketch of the newest revision is the model's."""
+    older = select(Revision.id).where(Revision.model_id == model.id)
+    session.exec(delete(Sketch).where(col(Sketch.revision_id).in_(older)))
+    if outputs is not None:
+        session.add(Sketch(revision_id=cast(int, revision.id), outputs=outputs.to_bytes()))
+        session.flush()
 
 
 def _name_at(session: Session, stored: Stored) -> str | None:

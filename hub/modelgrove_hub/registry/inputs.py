@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlmodel import Session, col, select
 
-from modelgrove_hub.errors import DataError, NotFoundError, StorageError, UnsafeFileError
+from modelgrove_hub.errors import DataError, ModelgroveError, NotFoundError, StorageError, UnsafeFileError
 from modelgrove_hub.formats.folders import chosen_weights
+from modelgrove_hub.registry.models import latest_revision
+from modelgrove_hub.registry.trees import find_root
 from modelgrove_hub.store.header import read_header
 from modelgrove_hub.store.tensors import StoredTensor, tensors_of
 from modelgrove_hub.tables import Blob, Model, Revision, RevisionFile, Trust
@@ -51,6 +53,7 @@ class RegisteredModel:
     card: str
     tags: Sequence[str]
     paths: Mapping[str, Path]
+    base: RegisteredModel | None = None
 
     def tensors(self) -> Iterator[ModelTensor]:
         """All tensors of all weight files but spare copies, files by path, tensors in file order.
@@ -98,6 +101,7 @@ def load_input(hub: Hub, revision_id: int) -> RegisteredModel:
         if revision is None or model is None:
             raise NotFoundError(f"no revision with id {revision_id}: its model was removed")
         blobs = _blobs(session, revision_id)
+        root = _root(session, model)
     if Trust.QUARANTINED in (model.trust, revision.summary.get("trust")):
         reasons = "; ".join(map(str, revision.summary.get("reasons", ()))) or "its files may run code"
         raise UnsafeFileError(f"model {model.name} is quarantined, so its files are not read: {reasons}")
@@ -105,7 +109,23 @@ def load_input(hub: Hub, revision_id: int) -> RegisteredModel:
         name=model.name, family=model.family, adapter_type=model.adapter_type, revision_id=revision_id,
         summary=revision.summary, card=model.card, tags=tuple(model.tags),
         paths={path: _local(hub, model.name, path, blob) for path, blob in blobs},
+        base=_base(hub, root) if root is not None else None,
     )  # fmt: skip
+
+
+def _root(session: Session, model: Model) -> int | None:
+    """The revision of the network that the model grew from; None for that network itself, or if none is sure."""
+    if model.tree is None or (model.tree_reason or {}).get("by") == "family":
+        return None
+    root = find_root(session, model.tree)
+    return None if root is None or root.id == model.id else latest_revision(session, root).id
+
+
+def _base(hub: Hub, revision_id: int) -> RegisteredModel | None:
+    try:
+        return load_input(hub, revision_id)
+    except ModelgroveError:  # `fsck` tells; most methods need no base
+        return None
 
 
 def _blobs(session: Session, revision_id: int) -> list[tuple[str, Blob]]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
 from modelgrove_hub.tables import Model
+
+if TYPE_CHECKING:
+    from modelgrove_hub.search.experts import Group
 
 Side = Literal["weights", "card"]
 By = Literal["weights", "card", "both"]
@@ -44,9 +47,11 @@ class Answer:
     notes: tuple[str, ...]
     """Sentences for people: whether there is nothing of the kind here, and what was not looked at."""
     without_expert: Mapping[str, int]
-    """Trees that have no expert, and how many adapters of theirs cannot be found by weights."""
+    """Groups of models that have no expert, by title, and how many of theirs cannot be found by weights."""
     not_embedded: Mapping[str, int]
-    """Trees that have one, and how many of their adapters have no vector yet."""
+    """Groups that have one, and how many of their models have no vector yet."""
+    outside: Mapping[str, int] = field(default_factory=dict)
+    """Families with adapters that fit none of the trees here, and how many."""
 
 
 def hit(model: Model, scores: Mapping[Side, float], thresholds: Mapping[Side, float], found_by: Sequence[Side]) -> Hit:
@@ -70,20 +75,33 @@ def hit(model: Model, scores: Mapping[Side, float], thresholds: Mapping[Side, fl
     )
 
 
-def answer(hits: Sequence[Hit], missing: Mapping[str, int], with_expert: Sequence[str]) -> Answer:
-    """Hits and what they leave out: `missing` adapters by tree, some of them in trees `with_expert`."""
-    without = {tree: count for tree, count in missing.items() if tree not in with_expert}
-    waiting = {tree: count for tree, count in missing.items() if tree in with_expert}
+def answer(
+    hits: Sequence[Hit], missing: Mapping[Group, int], with_expert: Sequence[Group], outside: Mapping[str, int]
+) -> Answer:
+    """Hits and what they leave out: `missing` models by group, some in groups `with_expert`; `outside` all trees."""
+    without = {group: count for group, count in missing.items() if group not in with_expert}
+    waiting = {group: count for group, count in missing.items() if group in with_expert}
     nothing = not any(found.sure for found in hits)
-    return Answer(tuple(hits), nothing, tuple(_notes(hits, nothing, without, waiting)), without, waiting)
+    notes = tuple(_notes(hits, nothing, without, waiting, outside))
+    return Answer(tuple(hits), nothing, notes, _by_title(without), _by_title(waiting), outside)
 
 
-def _notes(hits: Sequence[Hit], nothing: bool, without: Mapping[str, int], waiting: Mapping[str, int]) -> Iterator[str]:
+def _by_title(counts: Mapping[Group, int]) -> dict[str, int]:
+    return {group.title: count for group, count in counts.items()}
+
+
+def _notes(
+    hits: Sequence[Hit], nothing: bool, without: Mapping[Group, int], waiting: Mapping[Group, int],
+    outside: Mapping[str, int],
+) -> Iterator[str]:  # fmt: skip
     if nothing and hits:
         best = max(found.score for found in hits)
         yield f"Nothing here seems to do that: the best score, {best:.1f}, is one that any text may get."
-    for tree, count in without.items():
-        command = f"modelgrove expert fit --tree {tree}"
-        yield f"Tree {tree} has no expert, so its {count} adapters are not found by their weights: `{command}`."
-    for tree, count in waiting.items():
-        yield f"{count} adapters of tree {tree} have no vector yet: `modelgrove expert embed`."
+    for group, count in without.items():
+        command = f"modelgrove expert fit --tree {group.tree}"
+        kinds = f"{group.kind}s"
+        yield f"Tree {group.tree} has no expert, so its {count} {kinds} are not found by their weights: `{command}`."
+    for group, count in waiting.items():
+        yield f"{count} {group.kind}s of tree {group.tree} have no vector yet: `modelgrove expert embed`."
+    for family, count in outside.items():
+        yield f"{count} adapters of family {family} fit no known tree, so their weights say nothing: `modelgrove show`."

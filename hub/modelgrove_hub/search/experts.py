@@ -1,7 +1,7 @@
-"""Experts: fitted for a model tree, they place its models in text space. Which models, when, and with what.
+"""Experts: fitted for the models of a tree, they place these in text space. Which models, when, and with what.
 
-A tree is what shares one base network; an adapter's tree is its family. Fitting is a job of an
-embedder plugin; placing models is quick and happens here.
+A tree is what shares one base network (`registry.trees`), a group its adapters or its whole networks: an expert is for
+one group. Fitting is a job of an embedder plugin; placing models is quick and happens here.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from sqlalchemy import case
 from sqlmodel import Session, col, delete, func, select
 
 from modelgrove_hub.contracts import Embedder, Kind
@@ -19,10 +20,12 @@ from modelgrove_hub.errors import ModelgroveError, NotFoundError, PluginError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.plugins import get_plugin
 from modelgrove_hub.registry.inputs import load_input
+from modelgrove_hub.registry.trees import find_root
+from modelgrove_hub.search.background import load_background
 from modelgrove_hub.search.cards import label_texts, search_text
 from modelgrove_hub.search.seen import LABELS
 from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts
-from modelgrove_hub.tables import Embedding, Expert, Job, Model, ModelKind, Revision, Trust
+from modelgrove_hub.tables import NETWORKS, Embedding, Expert, Job, Model, ModelKind, Revision, Trust
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,33 +48,69 @@ class Embedded:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def tree_of(model: Model) -> str | None:
-    """The tree of an adapter: the family of the networks it fits; None when that is not known, or it is no adapter."""
-    return model.family if model.kind == ModelKind.ADAPTER and model.family != "unknown" else None
+class Group(NamedTuple):
+    """Models that one expert is for: the adapters, or the networks but for the root, of one tree."""
+
+    tree: str
+    kind: str
+
+    @property
+    def title(self) -> str:
+        """ "zoo", "zoo checkpoints"."""
+        return self.tree if self.kind == ModelKind.ADAPTER else f"{self.tree} {self.kind}s"
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of its models."""
+        return (ModelKind.ADAPTER,) if self.kind == ModelKind.ADAPTER else NETWORKS
 
 
-def trees(session: Session) -> dict[str, int]:
-    """Every tree with adapters that may be read, and how many."""
-    query = select(Model.family, func.count()).where(*_in_trees()).group_by(Model.family).order_by(Model.family)
-    return dict(session.exec(query).all())
+def groups(session: Session) -> dict[Group, int]:
+    """Every group with models that may be read, and how many."""
+    kind = case((col(Model.kind) == ModelKind.ADAPTER, str(ModelKind.ADAPTER)), else_=str(ModelKind.CHECKPOINT))
+    query = select(Model.tree, kind, func.count()).where(*_in_trees()).group_by(col(Model.tree), kind)
+    found = {Group(str(tree), kind): count for tree, kind, count in session.exec(query)}
+    for group in found:
+        found[group] -= _root_id(session, group) is not None
+    return {group: found[group] for group in sorted(found) if found[group]}
 
 
-def newest_experts(session: Session) -> dict[str, Expert]:
-    """The newest expert of every tree that has one."""
-    return {expert.tree: expert for expert in session.exec(select(Expert).order_by(col(Expert.id)))}
+def newest_experts(session: Session) -> dict[Group, Expert]:
+    """The newest expert of every group that has one."""
+    return {Group(one.tree, one.kind): one for one in session.exec(select(Expert).order_by(col(Expert.id)))}
 
 
-def training_inputs(session: Session, tree: str) -> list[int]:
-    """The latest revisions of the tree's documented adapters: what an expert is fitted on.
+def training_inputs(session: Session, tree: str, kind: str | None = None) -> list[int]:
+    """The latest revisions of a tree's documented models of one kind: what an expert is fitted on.
+
+    Without a kind, that of which more are documented.
 
     Raises:
-        NotFoundError: the hub has no such tree; the message lists those it has.
+        NotFoundError: the hub has no such models; the message lists the trees that it has.
     """
-    known = trees(session)
-    if tree not in known:
-        there = ", ".join(f"{name} ({count})" for name, count in known.items()) or "none: ingest some LoRAs first"
-        raise NotFoundError(f"no adapters of a tree {tree!r}; trees with adapters: {there}")
-    return [revision.id for model, revision in _latest(session, tree) if revision.id and _documented(model, revision)]
+    known = groups(session)
+    asked = [group for group in known if group.tree == tree and kind in (None, group.kind)]
+    if not asked:
+        there = ", ".join(f"{group.title} ({count})" for group, count in known.items())
+        raise NotFoundError(
+            f"no {kind or 'model'}s of a tree {tree!r}; trees with adapters: {there or 'none: ingest some LoRAs first'}"
+        )
+    found = [
+        [revision.id for model, revision in _latest(session, group) if revision.id and _documented(model, revision)]
+        for group in asked
+    ]
+    return max(found, key=len)
+
+
+def fits_none(session: Session) -> dict[str, int]:
+    """By family, how many adapters fit none of its trees, so that nothing can place them."""
+    query = (
+        select(Model.family, func.count())
+        .where(Model.kind == ModelKind.ADAPTER, Model.trust == Trust.OK, Model.family != "unknown")
+        .where(col(Model.tree).is_(None))
+        .group_by(Model.family)
+    )
+    return dict(session.exec(query).all())
 
 
 def known_labels(hub: Hub, expert: Expert) -> NDArray[np.float32] | None:
@@ -98,6 +137,8 @@ def _labels_in(file: Path) -> NDArray[np.float32] | None:
 def record_expert(session: Session, job: Job, outputs: Mapping[str, Any]) -> Expert:
     """Make the finished job of an embedder an expert of its target tree, in the transaction that ends the job.
 
+    It is for models of the kind that it was fitted on.
+
     `outputs` is what the job leaves: its report ("text_space", "layers", "calibration", "metrics") and
     its artefacts by name, already in the blob store.
 
@@ -111,8 +152,11 @@ def record_expert(session: Session, job: Job, outputs: Mapping[str, Any]) -> Exp
         raise PluginError(f"plugin {job.plugin!r} made an expert for space {report['text_space']!r}, not {SPACE!r}")
     tree, encoder = job.target or "unknown", job.plugin.partition(".")[2]
     same = select(func.max(Expert.version)).where(Expert.tree == tree, Expert.encoder == encoder)
+    fitted_on = select(Model.kind).join(Revision, col(Revision.model_id) == col(Model.id)).limit(1)
+    learned = session.exec(fitted_on.where(col(Revision.id).in_(job.inputs))).first()
     expert = Expert(
-        tree=tree, encoder=encoder, version=(session.exec(same).one() or 0) + 1, text_space=SPACE, blob=blob,
+        tree=tree, kind=ModelKind.CHECKPOINT if learned in NETWORKS else ModelKind.ADAPTER, encoder=encoder,
+        version=(session.exec(same).one() or 0) + 1, text_space=SPACE, blob=blob,
         layers=list(report.get("layers", ())), calibration=dict(report.get("calibration", {})),
         metrics=dict(report.get("metrics", {})),
     )  # fmt: skip
@@ -122,34 +166,42 @@ def record_expert(session: Session, job: Job, outputs: Mapping[str, Any]) -> Exp
 
 
 def embed_missing(hub: Hub, tree: str | None = None, progress: Progress = lambda _done, _message: None) -> Embedded:
-    """Give every model that lacks one a vector: by the newest expert of its tree, and from its card.
+    """Give every model that lacks one a vector: by the newest expert of its group, and from its card.
 
-    Vectors of older experts and of superseded revisions are replaced; cards that changed are read
-    again. Restricted to one tree if given. A model that cannot be placed is skipped with a reason.
+    Vectors of older experts and of superseded revisions are replaced, those by experts of other trees go; cards that
+    changed are read again. Restricted to one tree if given. A model that cannot be placed is skipped with a reason.
     """
     done = Embedded()
     _forget_superseded(hub)
     with hub.reading() as session:
-        experts = [expert for name, expert in newest_experts(session).items() if tree in (None, name)]
+        experts = [expert for group, expert in newest_experts(session).items() if tree in (None, group.tree)]
     for expert in experts:
         _embed_weights(hub, expert, done, progress)
+        _calibrate(hub, expert)
     _embed_cards(hub, tree, done)
     progress(1.0, f"{done.weights} by weights, {done.cards} by card")
     return done
 
 
-def not_embedded(session: Session) -> dict[str, int]:
-    """How many adapters of each tree have no vector from their weights; trees where all have one are left out."""
+def not_embedded(session: Session) -> dict[Group, int]:
+    """How many models of each group have no vector from their weights; groups where all have one are left out.
+
+    Networks count only where there is an expert for them: most hubs have none, and need none.
+    """
+    counts, experts = groups(session), newest_experts(session)
+    asked = [group for group in counts if group.kind == ModelKind.ADAPTER or group in experts]
+    missing = {group: counts[group] - _embedded(session, group) for group in asked}
+    return {group: count for group, count in missing.items() if count > 0}
+
+
+def _embedded(session: Session, group: Group) -> int:
     query = (
-        select(Model.family, func.count(func.distinct(Model.id)))
+        select(func.count(func.distinct(Model.id)))
         .join(Revision, col(Revision.model_id) == col(Model.id))
         .join(Embedding, col(Embedding.revision_id) == col(Revision.id))
-        .where(*_in_trees(), Embedding.side == WEIGHTS)
-        .group_by(Model.family)
+        .where(*_members(session, group), Embedding.side == WEIGHTS)
     )
-    embedded = dict(session.exec(query).all())
-    missing = {name: count - embedded.get(name, 0) for name, count in trees(session).items()}
-    return {name: count for name, count in missing.items() if count > 0}
+    return session.exec(query).one()
 
 
 def latest_revisions() -> Any:
@@ -167,7 +219,7 @@ def _embed_weights(hub: Hub, expert: Expert, done: Embedded, progress: Progress)
     file = hub.store.path(expert.blob)
     with hub.reading() as session:
         by_it = select(Embedding.revision_id).where(Embedding.side == WEIGHTS, Embedding.expert_id == expert.id)
-        missing = list(_latest(session, expert.tree, ~col(Revision.id).in_(by_it)))
+        missing = list(_latest(session, Group(expert.tree, expert.kind), ~col(Revision.id).in_(by_it)))
     for start in range(0, len(missing), _BATCH):
         vectors = {}
         for model, revision in missing[start : start + _BATCH]:
@@ -179,6 +231,19 @@ def _embed_weights(hub: Hub, expert: Expert, done: Embedded, progress: Progress)
             except Exception as error:  # noqa: BLE001  (a stranger's plugin may raise anything)
                 done.skipped[model.name] = f"plugin embedder.{expert.encoder}: {type(error).__name__}: {error}"
         done.weights += _write(hub, WEIGHTS, vectors, expert.id)
+
+
+def _calibrate(hub: Hub, expert: Expert) -> None:
+    """Keep with the expert what unrelated prompts get from its models at best: so its scores compare with others'."""
+    from modelgrove_hub.search.levels import level_of
+
+    with hub.reading() as session:
+        rows = session.exec(select(Embedding.vector).where(Embedding.side == WEIGHTS, Embedding.expert_id == expert.id))
+        level = level_of(load_background(hub.settings.index), list(rows))
+    with hub.transaction() as session:
+        kept = session.get(Expert, expert.id)
+        if kept is not None and level is not None and kept.calibration.get("level") != level:
+            kept.calibration = {**kept.calibration, "level": level}
 
 
 def _place(hub: Hub, plugin: Embedder, file: Path, revision: Revision) -> NDArray[np.float32]:
@@ -198,7 +263,7 @@ def _embed_cards(hub: Hub, tree: str | None, done: Embedded) -> None:
         Embedding.side == CARD, col(Embedding.created_at) >= col(Model.updated_at), Embedding.revision_id == Revision.id
     )
     with hub.reading() as session:
-        rows = list(_latest(session, tree, ~fresh.exists(), adapters=tree is not None))
+        rows = list(_models(session, ~fresh.exists(), *((Model.tree == tree,) if tree is not None else ())))
     texts = {cast(int, revision.id): search_text(model.card, model.tags) for model, revision in rows}
     _forget(hub, [revision for revision, text in texts.items() if not text])
     telling = [(revision, text) for revision, text in texts.items() if text]
@@ -212,19 +277,33 @@ def _embed_cards(hub: Hub, tree: str | None, done: Embedded) -> None:
 
 
 def _in_trees() -> tuple[Any, ...]:
-    return Model.kind == ModelKind.ADAPTER, Model.family != "unknown", Model.trust == Trust.OK
+    kinds = (ModelKind.ADAPTER, *NETWORKS)
+    return col(Model.kind).in_(kinds), col(Model.tree).is_not(None), Model.trust == Trust.OK
 
 
-def _latest(
-    session: Session, tree: str | None, *conditions: Any, adapters: bool = True
-) -> Iterator[tuple[Model, Revision]]:
+def _members(session: Session, group: Group) -> tuple[Any, ...]:
+    """Conditions on the models of a group."""
+    return (
+        col(Model.kind).in_(group.kinds), Model.tree == group.tree, Model.trust == Trust.OK,
+        Model.id != _root_id(session, group),
+    )  # fmt: skip
+
+
+def _root_id(session: Session, group: Group) -> int | None:
+    """Of the network that all others of the group are compared with: it is no member. Adapters have none."""
+    root = find_root(session, group.tree) if group.kind != ModelKind.ADAPTER else None
+    return root.id if root is not None else None
+
+
+def _latest(session: Session, group: Group, *conditions: Any) -> Iterator[tuple[Model, Revision]]:
+    """The models of a group and their latest revisions, by id."""
+    return _models(session, *_members(session, group), *conditions)
+
+
+def _models(session: Session, *conditions: Any) -> Iterator[tuple[Model, Revision]]:
     """Models and their latest revisions, by id."""
     query = select(Model, Revision).join(Revision, col(Revision.model_id) == col(Model.id))
     query = query.where(col(Revision.id).in_(latest_revisions()), *conditions).order_by(col(Revision.id))
-    if adapters:
-        query = query.where(*_in_trees())
-    if tree is not None:
-        query = query.where(Model.family == tree)
     yield from session.exec(query)
 
 
@@ -258,3 +337,11 @@ def _forget(hub: Hub, revisions: Sequence[int]) -> None:
 def _forget_superseded(hub: Hub) -> None:
     with hub.transaction() as session:
         session.exec(delete(Embedding).where(~col(Embedding.revision_id).in_(latest_revisions())))
+        elsewhere = (
+            select(Embedding.id)
+            .join(Expert, col(Expert.id) == col(Embedding.expert_id))
+            .join(Revision, col(Revision.id) == col(Embedding.revision_id))
+            .join(Model, col(Model.id) == col(Revision.model_id))
+            .where((col(Model.tree).is_(None)) | (col(Model.tree) != Expert.tree))
+        )
+        session.exec(delete(Embedding).where(col(Embedding.id).in_(elsewhere)))

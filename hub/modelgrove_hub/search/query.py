@@ -19,8 +19,16 @@ from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry.models import find, find_revision
 from modelgrove_hub.search.answers import SIDES, Answer, By, Hit, Side, answer, hit
 from modelgrove_hub.search.background import Background, load_background
-from modelgrove_hub.search.experts import known_labels, latest_revisions, newest_experts, not_embedded
+from modelgrove_hub.search.experts import (
+    fits_none,
+    known_labels,
+    latest_revisions,
+    newest_experts,
+    not_embedded,
+)
+from modelgrove_hub.search.filters import Filters, allowed_revisions, excluded
 from modelgrove_hub.search.index import open_index
+from modelgrove_hub.search.levels import levelled
 from modelgrove_hub.search.seen import ranking_keys
 from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts
 from modelgrove_hub.tables import Embedding, Expert, Model, Revision
@@ -39,68 +47,51 @@ _LONGEST_QUERY = 2000
 
 
 @dataclass(frozen=True)
-class Filters:
-    """Only models with these facts; None is anything."""
-
-    kind: str | None = None
-    family: str | None = None
-    adapter_type: str | None = None
-    base: str | None = None
-    licence: str | None = None
-    trust: str | None = None
-
-    def conditions(self) -> list[Any]:
-        """As conditions on `Model`."""
-        facts = {
-            "kind": self.kind, "family": self.family, "adapter_type": self.adapter_type,
-            "declared_base": self.base, "licence": self.licence, "trust": self.trust,
-        }  # fmt: skip
-        return [getattr(Model, field) == value for field, value in facts.items() if value is not None]
-
-
-@dataclass(frozen=True)
 class _Candidate:
-    """A model whose vectors came near: its latest revision, and vectors by side."""
+    """A model whose vectors came near: its latest revision, vectors by side, and the expert that made one."""
 
     revision: int
     model: Model
     vectors: dict[Side, Vector]
+    expert: Expert | None
 
 
 def search(hub: Hub, text: str, by: By = "both", filters: Filters | None = None, limit: int = 10) -> Answer:
     """The `limit` models that do most nearly what `text` says.
 
     Raises:
-        UsageError: the text is empty.
+        UsageError: the text is empty, or a filter's value is of no known form.
         StorageError: FAISS is not installed.
     """
     if not text.strip():
         raise UsageError("an empty search: say what the model should do, as in `modelgrove search 'a red car'`")
     background = load_background(hub.settings.index)
     query = background.centre(embed_texts([text[:_LONGEST_QUERY]])[0])
-    near = _near(hub, background, query, SIDES[by], filters or Filters(), max(_FEWEST_LOOKED_AT, 10 * limit))
+    filters = filters or Filters()
+    near = _near(hub, background, query, SIDES[by], filters, max(_FEWEST_LOOKED_AT, 10 * limit))
+    if not near and (nobody := _nobody(hub, filters)):
+        return nobody
     with hub.reading() as session:
         candidates = {one.revision: one for one in _candidates(session, SIDES[by], near)}
-        experts = newest_experts(session)
+        with_expert = list(newest_experts(session))
         missing = not_embedded(session) if by != "card" else {}
+        outside = fits_none(session) if by != "card" else {}
     found = list(candidates.values())
     scores = _scores(background, query, found, SIDES[by])
-    labels = {tree: known_labels(hub, expert) for tree, expert in experts.items()} if by != "card" else {}
+    labels = {one.expert.id: known_labels(hub, one.expert) for one in found if one.expert is not None}
     ranked = _ranked(background, query, found, scores, labels)
-    hits = [
-        _hit(candidates[one].model, one, scores, ranked, limit, _thresholds(experts.get(candidates[one].model.family)))
-        for one in fuse(ranked)[:limit]
-    ]
-    return answer(hits, missing, list(experts))
+    hits = [_hit(candidates[one], scores, ranked, limit) for one in fuse(ranked)[:limit]]
+    return answer(hits, missing, with_expert, outside)
 
 
-def similar(hub: Hub, reference: str, limit: int = 10) -> Answer:
+def similar(hub: Hub, reference: str, filters: Filters | None = None, limit: int = 10) -> Answer:
     """The models whose vectors point most nearly where that of `reference` does; scores are cosines.
 
     By weights; by cards, with a note, when no expert has placed the model.
 
     Raises:
         NotFoundError: `reference` names no model.
+        UsageError: several models are called so, or a filter's value is of no known form.
         StorageError: FAISS is not installed.
     """
     background = load_background(hub.settings.index)
@@ -112,7 +103,10 @@ def similar(hub: Hub, reference: str, limit: int = 10) -> Answer:
         return Answer((), True, (note,), {}, {})
     side: Side = "weights" if "weights" in rows else "card"
     query = _direction(_vector(rows[side]), side, background)
-    near = _near(hub, background, query, (side,), Filters(), max(_FEWEST_LOOKED_AT, 10 * limit))
+    filters = filters or Filters()
+    near = _near(hub, background, query, (side,), filters, max(_FEWEST_LOOKED_AT, 10 * limit))
+    if not near and (nobody := _nobody(hub, filters)):
+        return nobody
     with hub.reading() as session:
         candidates = [one for one in _candidates(session, (side,), near) if one.model.id != model.id]
     cosines = {one.revision: float(_direction(one.vectors[side], side, background) @ query) for one in candidates}
@@ -138,34 +132,41 @@ def _near(
     hub: Hub, background: Background, query: Vector, sides: Sequence[Side], filters: Filters, window: int
 ) -> set[int]:
     """Revisions whose vectors are the nearest to `query` on some side."""
-    conditions, allowed = filters.conditions(), None
-    if conditions:
-        with hub.transaction() as session:
-            chosen = select(Revision.id).join(Model, col(Model.id) == col(Revision.model_id)).where(*conditions)
-            allowed = [one for one in session.exec(chosen) if one is not None]
+    with hub.reading() as session:
+        allowed = allowed_revisions(session, filters)
     indexes = [open_index(hub, side, SPACE, background) for side in sides]
     return {revision for index in indexes for revision, _ in index.search(query, window, allowed)}
+
+
+def _nobody(hub: Hub, filters: Filters) -> Answer | None:
+    """The answer when filters leave no model."""
+    with hub.reading() as session:
+        said = excluded(session, filters)
+    return Answer((), True, (said,), {}, {}) if said else None
 
 
 def _candidates(session: Session, sides: Sequence[Side], revisions: Collection[int]) -> list[_Candidate]:
     """Those `revisions` that are their models' latest, with their vectors on all `sides`."""
     query = (
-        select(Embedding, Model)
+        select(Embedding, Model, Expert)
         .join(Revision, col(Revision.id) == col(Embedding.revision_id))
         .join(Model, col(Model.id) == col(Revision.model_id))
+        .join(Expert, col(Expert.id) == col(Embedding.expert_id), isouter=True)
         .where(*_rows_of(revisions), col(Embedding.side).in_(sides), col(Revision.id).in_(latest_revisions()))
     )
     found: dict[int, _Candidate] = {}
-    for row, model in session.exec(query):
-        candidate = found.setdefault(row.revision_id, _Candidate(row.revision_id, model, {}))
-        candidate.vectors[cast(Side, row.side)] = _vector(row.vector)
+    for row, model, expert in session.exec(query):
+        known = found.get(row.revision_id)
+        vectors = {**(known.vectors if known else {}), cast(Side, row.side): _vector(row.vector)}
+        placed_by: Expert | None = expert or (known.expert if known else None)
+        found[row.revision_id] = _Candidate(row.revision_id, model, vectors, placed_by)
     return list(found.values())
 
 
 def _scores(
     background: Background, query: Vector, candidates: Sequence[_Candidate], sides: Sequence[Side]
 ) -> dict[Side, dict[int, float]]:
-    """Calibrated scores by side and revision."""
+    """Calibrated scores by side and revision; by weights on one scale for all experts (`levels`)."""
     import numpy as np
 
     scores: dict[Side, dict[int, float]] = {}
@@ -173,38 +174,45 @@ def _scores(
         members = [one for one in candidates if side in one.vectors]
         vectors = np.array([one.vectors[side] for one in members], np.float32).reshape(-1, WIDTH)
         values = background.scores(vectors, query[None])[:, 0].tolist()
-        scores[side] = dict(zip([one.revision for one in members], values, strict=True))
+        experts = [one.expert if side == "weights" else None for one in members]
+        scores[side] = {
+            one.revision: levelled(value, expert) for one, value, expert in zip(members, values, experts, strict=True)
+        }
     return scores
 
 
 def _ranked(
     background: Background, query: Vector, candidates: Sequence[_Candidate], scores: Mapping[Side, Mapping[int, float]],
-    labels: Mapping[str, Vector | None],
+    labels: Mapping[int | None, Vector | None],
 ) -> dict[Side, list[int]]:  # fmt: skip
-    """Revisions by side, best first: by score, and by weights also by what the expert of each tree has `seen`."""
+    """Revisions by side, best first: by score, and by weights also by what each expert (its id) has `seen`."""
     import numpy as np
 
     keys = {side: dict(rows) for side, rows in scores.items()}
-    for tree, known in labels.items():
-        members = [one for one in candidates if "weights" in one.vectors and one.model.family == tree]
-        if known is not None and members:
-            vectors = np.array([one.vectors["weights"] for one in members], np.float32)
-            values = ranking_keys(background, vectors, query[None], known)[:, 0].tolist()
-            keys["weights"] |= dict(zip([one.revision for one in members], values, strict=True))
+    for expert, known in labels.items():
+        members = [one for one in candidates if "weights" in one.vectors and one.expert and one.expert.id == expert]
+        if known is None:
+            continue
+        vectors = np.array([one.vectors["weights"] for one in members], np.float32)
+        order = np.argsort(-ranking_keys(background, vectors, query[None], known)[:, 0], kind="stable")
+        # Only the order within a tree changes: among all trees its models keep the places that they have together.
+        own = sorted((keys["weights"][one.revision] for one in members), reverse=True)
+        keys["weights"] |= {members[place].revision: key for place, key in zip(order, own, strict=True)}
     return {side: sorted(rows, key=lambda one: (-rows[one], one)) for side, rows in keys.items()}
 
 
 def _hit(
-    model: Model, revision: int, scores: Mapping[Side, Mapping[int, float]], ranked: Mapping[Side, Sequence[int]],
-    limit: int, thresholds: Mapping[Side, float],
-) -> Hit:  # fmt: skip
-    own = {side: rows[revision] for side, rows in scores.items() if revision in rows}
-    return hit(model, own, thresholds, [side for side in own if revision in ranked[side][:limit]])
+    one: _Candidate, scores: Mapping[Side, Mapping[int, float]], ranked: Mapping[Side, Sequence[int]], limit: int
+) -> Hit:
+    own = {side: rows[one.revision] for side, rows in scores.items() if one.revision in rows}
+    found_by = [side for side in own if one.revision in ranked[side][:limit]]
+    return hit(one.model, own, _thresholds(one.expert), found_by)
 
 
 def _thresholds(expert: Expert | None) -> Mapping[Side, float]:
     known = expert.calibration.get("threshold") if expert else None
-    return {**SURE, "weights": float(known)} if isinstance(known, int | float) else SURE
+    own = float(known) if isinstance(known, int | float) else SURE["weights"]
+    return {**SURE, "weights": levelled(own, expert)}
 
 
 def _rows_of(revisions: Collection[int | None]) -> tuple[Any, ...]:

@@ -20,9 +20,9 @@ from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry.digest import digest_of
 from modelgrove_hub.store.gc import find_leftovers, named, remove_leftovers
 from modelgrove_hub.store.shelves import StoredBlob
-from modelgrove_hub.tables import Blob, Edge, Embedding, Model, Report, Revision, RevisionFile
+from modelgrove_hub.tables import Blob, Edge, Embedding, Model, Report, Revision, RevisionFile, Sketch
 
-_DERIVED = (Edge, Embedding, Report)
+_DERIVED = (Edge, Embedding, Report, Sketch)
 """Rows that can be made again: where they point to nothing they may go."""
 
 Fix = Callable[[Hub], None]

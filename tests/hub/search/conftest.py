@@ -40,8 +40,9 @@ def register(hub: Hub) -> Register:
     """register(name, **facts) → the id of a new revision of that model, without files."""
 
     def add(name: str, *, digest: str = "0", summary: dict[str, Any] | None = None, **facts: Any) -> int:
+        facts = {"kind": "adapter", "family": "zoo", "adapter_type": "lora", **facts}
         with hub.transaction() as session:
-            model = Model(name=name, **{"kind": "adapter", "family": "zoo", "adapter_type": "lora", **facts})
+            model = Model(name=name, **{"tree": facts["family"], **facts})
             session.add(model)
             session.flush()
             revision = Revision(model_id=model.id, digest=(name + digest)[:64], summary=summary or {})

@@ -9,13 +9,14 @@ from sqlmodel import select
 
 from modelgrove_hub.errors import NotFoundError, PluginError
 from modelgrove_hub.search.experts import (
+    Group,
     embed_missing,
+    fits_none,
+    groups,
     newest_experts,
     not_embedded,
     record_expert,
     training_inputs,
-    tree_of,
-    trees,
 )
 from modelgrove_hub.search.text import SPACE, WIDTH
 from modelgrove_hub.tables import Blob, Embedding, Job, Model, Revision, RevisionFile, Trust, now
@@ -54,6 +55,9 @@ def teller(tmp_path, monkeypatch):
     assert entry_points(group="modelgrove.plugins", name="embedder.teller")
 
 
+ZOO, NETWORKS, SDXL = Group("zoo", "adapter"), Group("zoo", "checkpoint"), Group("sdxl", "adapter")
+
+
 def direction(number):
     return torch.nn.functional.one_hot(torch.tensor(number), WIDTH).float()
 
@@ -80,12 +84,12 @@ def fill(hub, register, tmp_path):
 def make_expert(hub):
     """make_expert(tree) → an expert of `teller` for that tree, recorded as a job's end would."""
 
-    def record(tree="zoo", **report):
+    def record(tree="zoo", inputs=(), **report):
         stored = hub.store.put_bytes(json.dumps(report).encode())
         with hub.transaction() as session:
             session.merge(Blob(sha256=stored.sha256, size=stored.size))
             session.flush()
-            job = Job(id="j", plugin="embedder.teller", target=tree, idempotency_key="k")
+            job = Job(id="j", plugin="embedder.teller", target=tree, idempotency_key="k", inputs=list(inputs))
             outputs = {"report": report, "artefacts": {"expert.safetensors": stored.sha256}}
             return record_expert(session, job, outputs)
 
@@ -98,22 +102,49 @@ def vectors(hub, side="weights"):
         return {row.revision_id: int(np.frombuffer(row.vector, "<f4").argmax()) for row in rows}
 
 
-def test_a_tree_is_the_family_of_an_adapter():
-    assert tree_of(Model(name="a/b", kind="adapter", family="sdxl")) == "sdxl"
-    assert tree_of(Model(name="a/b", kind="adapter", family="unknown")) is None
-    assert tree_of(Model(name="a/b", kind="checkpoint", family="sdxl")) is None
-
-
 def test_experts_learn_from_the_documented_adapters_of_their_tree(hub, register):
     told = [register("a/card", card="Draws cats."), register("a/tags", tags=["lora", "cat"])]
     told.append(register("a/captions", summary={"metadata": {"frequent_tags": ["cat"]}}))
     register("a/mute", tags=["lora"])
     register("a/other", card="Draws cats.", family="sdxl")
+    register("a/twin", card="Draws cats.", tree="zoo:a/other-base")
     register("a/quarantined", card="Draws cats.", trust=Trust.QUARANTINED)
     register("a/base", card="Draws cats.", kind="checkpoint")
+    register("a/treeless", card="Draws cats.", tree=None)
     with hub.transaction() as session:
         assert training_inputs(session, "zoo") == told
-        assert trees(session) == {"sdxl": 1, "zoo": 4}
+        assert groups(session) == {ZOO: 4, SDXL: 1, Group("zoo:a/other-base", "adapter"): 1}
+        assert fits_none(session) == {"zoo": 1}
+
+
+def test_networks_have_an_expert_of_their_own_and_the_root_is_no_member(hub, register):
+    register("a/base", kind="checkpoint", card="Draws everything.")
+    tuned = [register(f"a/tuned{i}", kind="checkpoint", card="Draws cats.") for i in range(2)]
+    lora = register("a/lora", card="Draws cats.")
+    with hub.transaction() as session:
+        assert groups(session) == {ZOO: 1, NETWORKS: 2}
+        assert training_inputs(session, "zoo") == tuned  # more are documented
+        assert training_inputs(session, "zoo", "adapter") == [lora]
+        assert not_embedded(session) == {ZOO: 1}  # without an expert for networks nobody misses their vectors
+
+
+def test_an_expert_is_for_the_kind_that_it_was_fitted_on(hub, register, make_expert):
+    register("a/base", kind="checkpoint")
+    tuned = register("a/tuned", kind="component")
+    assert make_expert(inputs=[tuned]).kind == "checkpoint"
+    with hub.transaction() as session:
+        assert list(newest_experts(session)) == [NETWORKS]
+        assert not_embedded(session) == {NETWORKS: 1}
+
+
+def test_a_vector_by_the_expert_of_another_tree_goes(hub, teller, fill, make_expert):
+    kept, moved = fill("a/kept"), fill("a/moved")
+    make_expert()
+    embed_missing(hub)
+    with hub.transaction() as session:
+        session.get(Model, session.get(Revision, moved).model_id).tree = "zoo:a/moved"
+    embed_missing(hub)
+    assert list(vectors(hub)) == [kept]
 
 
 def test_an_unknown_tree_is_refused_with_those_there_are(hub, register):
@@ -130,10 +161,8 @@ def test_experts_are_numbered_and_the_newest_counts(hub, make_expert):
     assert [(expert.tree, expert.version) for expert in made] == [("zoo", 1), ("sd1", 1), ("zoo", 2)]
     assert (made[0].layers, made[0].calibration, made[0].metrics) == tuple(report.values())
     with hub.transaction() as session:
-        assert {tree: expert.id for tree, expert in newest_experts(session).items()} == {
-            "zoo": made[2].id,
-            "sd1": made[1].id,
-        }
+        newest = {group: expert.id for group, expert in newest_experts(session).items()}
+        assert newest == {ZOO: made[2].id, Group("sd1", "adapter"): made[1].id}
 
 
 def test_an_embedder_that_leaves_no_expert_is_blamed(hub, make_expert):
@@ -149,13 +178,13 @@ def test_all_adapters_of_a_tree_are_placed_by_its_expert(hub, teller, fill, make
     other = fill("a/other", family="sdxl")
     make_expert()
     with hub.transaction() as session:
-        assert not_embedded(session) == {"sdxl": 1, "zoo": 3}
+        assert not_embedded(session) == {ZOO: 3, SDXL: 1}
     done = embed_missing(hub)
     assert (done.weights, done.cards, done.skipped) == (3, 0, {})
     assert vectors(hub) == {revision: revision for revision in ids}
     assert other not in vectors(hub)
     with hub.transaction() as session:
-        assert not_embedded(session) == {"sdxl": 1}
+        assert not_embedded(session) == {SDXL: 1}
     assert embed_missing(hub).weights == 0
 
 

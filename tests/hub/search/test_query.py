@@ -6,12 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
+from sqlmodel import select
 
 from modelgrove_hub.errors import NotFoundError, UsageError
 from modelgrove_hub.search.background import load_background
 from modelgrove_hub.search.query import Filters, fuse, search, similar
 from modelgrove_hub.search.text import SPACE, embed_texts
-from modelgrove_hub.tables import Blob, Expert, Revision
+from modelgrove_hub.tables import Blob, Embedding, Expert, Revision
 
 
 @pytest.fixture
@@ -217,7 +218,10 @@ def test_what_no_expert_has_seen_comes_before_its_known_relatives(hub, register,
     with hub.transaction() as session:
         session.add(Blob(sha256=stored.sha256, size=stored.size))
         session.flush()
-        session.add(Expert(tree="zoo", encoder="e", text_space=SPACE, blob=stored.sha256))
+        session.add(made := Expert(tree="zoo", encoder="e", text_space=SPACE, blob=stored.sha256))
+        session.flush()
+        for row in session.exec(select(Embedding)):
+            row.expert_id = made.id
     answer = search(hub, "a violin", by="weights")
     assert names(answer) == ["a/new", "a/guitar", "a/cat"]
     assert answer.hits[0].score < answer.hits[1].score  # shown as they were

@@ -21,7 +21,7 @@ from modelgrove_analyzers.zoo.base import Progress, captions, to_pixels, v_loss
 from modelgrove_analyzers.zoo.base_folder import ZooBase
 from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.grow import read_truth, write_truth
-from modelgrove_analyzers.zoo.loras import target_modules, train_loras
+from modelgrove_analyzers.zoo.loras import differences, train_loras
 from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_analyzers.zoo.recipes import Nuisance, draw_recipe
 from modelgrove_hub.search.text import token_states
@@ -143,9 +143,8 @@ class Fused:
         recipe = draw_recipe(find_concept(self.concept), self.seed, self.nuisance, pictures)
         (lora,) = train_loras(base._replace(unet=unet), pictures, [recipe])
         with torch.no_grad():
-            for name, module in target_modules(unet).items():
-                down, up = lora.factors[name]
-                module.weight += recipe.scale * (up @ down)
+            for name, update in differences(unet, lora).items():
+                unet.get_parameter(f"{name}.weight").add_(update)
         return unet
 
 

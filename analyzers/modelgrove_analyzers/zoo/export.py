@@ -1,7 +1,8 @@
 """Write a trained LoRA as people find them: diffusers, kohya or PEFT files, with a card or without any hint.
 
 Weights are float16. Kohya's convention puts alpha beside each pair of factors, diffusers' puts it
-into the file's metadata, PEFT's into `adapter_config.json`.
+into the file's metadata, PEFT's into `adapter_config.json`. LoHa is written as LyCORIS does it, in kohya's
+convention, DoRA in PEFT's; any of them can be written as whole differences of weights.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -22,7 +23,8 @@ from torch import Tensor
 from modelgrove_analyzers.zoo import base_folder
 from modelgrove_analyzers.zoo.concepts import Concept
 from modelgrove_analyzers.zoo.loras import TARGETS, Lora
-from modelgrove_analyzers.zoo.recipes import Recipe
+from modelgrove_analyzers.zoo.methods import Parts
+from modelgrove_analyzers.zoo.recipes import Method, Recipe
 
 KOHYA_BASE_VERSION = "modelgrove_zoo_v1"
 """What kohya files of the zoo name in `ss_base_model_version`."""
@@ -34,6 +36,14 @@ class Convention(StrEnum):
     DIFFUSERS = "diffusers"
     KOHYA = "kohya"
     PEFT = "peft"
+
+
+CONVENTIONS: Mapping[Method, tuple[Convention, ...]] = {
+    Method.LORA: tuple(Convention),
+    Method.LOHA: (Convention.KOHYA,),
+    Method.DORA: (Convention.PEFT,),
+}
+"""How files of each method are written."""
 
 
 @dataclass(frozen=True)
@@ -84,37 +94,56 @@ def _write_weights(lora: Lora, concept: Concept, label: Label, folder: Path) -> 
     return path
 
 
+_MAGNITUDE = "lora_magnitude_vector"
+
+
 def tensors_of(lora: Lora, convention: Convention) -> dict[str, Tensor]:
-    """The factors in float16, named by `convention`; kohya's has alpha beside each pair."""
+    """The parts in float16, named by `convention`; kohya's has alpha beside those of each module."""
     tensors = {}
-    for module, (down, up) in lora.factors.items():
-        down_name, up_name = tensor_names(module, convention)
-        tensors[down_name], tensors[up_name] = down.half().contiguous(), up.half().contiguous()
+    for module, parts in lora.factors.items():
+        named = zip(tensor_names(module, convention, lora.recipe.method), parts, strict=True)
+        for name, part in named:  # a magnitude is a vector in files
+            tensors[name] = (part.flatten() if name.endswith(_MAGNITUDE) else part).half().contiguous()
         if convention is Convention.KOHYA:
-            tensors[down_name.replace("lora_down.weight", "alpha")] = torch.tensor(
-                lora.recipe.alpha, dtype=torch.float16
-            )
+            tensors[f"{_flat(module)}.alpha"] = torch.tensor(lora.recipe.alpha, dtype=torch.float16)
     return tensors
 
 
-def tensor_names(module: str, convention: Convention) -> tuple[str, str]:
-    """What the factors A and B of a module are called."""
+def tensor_names(module: str, convention: Convention, method: Method = Method.LORA) -> tuple[str, ...]:
+    """What the factors A and B of a module are called, or the parts of another method."""
+    if method is Method.LOHA:
+        return tuple(f"{_flat(module)}.hada_{part}" for part in ("w1_b", "w1_a", "w2_b", "w2_a"))
     match convention:
         case Convention.DIFFUSERS:
             return f"unet.{module}.lora_A.weight", f"unet.{module}.lora_B.weight"
         case Convention.PEFT:
-            return f"base_model.model.{module}.lora_A.weight", f"base_model.model.{module}.lora_B.weight"
+            stem = f"base_model.model.{module}"
+            magnitude = (f"{stem}.{_MAGNITUDE}",) if method is Method.DORA else ()
+            return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight", *magnitude
         case Convention.KOHYA:
-            flat = "lora_unet_" + module.replace(".", "_")
-            return f"{flat}.lora_down.weight", f"{flat}.lora_up.weight"
+            return f"{_flat(module)}.lora_down.weight", f"{_flat(module)}.lora_up.weight"
 
 
-def read_factors(path: Path, modules: Iterable[str], convention: Convention) -> dict[str, tuple[Tensor, Tensor]]:
-    """The factors that `write_lora` wrote to `path` (its file or folder), by module, in float32."""
+def _flat(module: str) -> str:
+    return "lora_unet_" + module.replace(".", "_")
+
+
+def write_differences(differences: Mapping[str, Tensor], path: Path) -> None:
+    """Write W − W₀ of every module to `path` as LyCORIS names whole differences, float16."""
+    save_file({f"{_flat(module)}.diff": update.half().contiguous() for module, update in differences.items()}, path)
+
+
+def read_factors(
+    path: Path, modules: Iterable[str], convention: Convention, method: Method = Method.LORA
+) -> dict[str, Parts]:
+    """The parts that `write_lora` wrote to `path` (its file or folder), by module, in float32."""
     file = next(path.glob("*.safetensors")) if path.is_dir() else path
-    tensors = load_file(file)
-    names = {module: tensor_names(module, convention) for module in modules}
-    return {module: (tensors[down].float(), tensors[up].float()) for module, (down, up) in names.items()}
+    tensors = {name: tensor.float() for name, tensor in load_file(file).items()}
+    names = {module: tensor_names(module, convention, method) for module in modules}
+    return {
+        module: tuple(tensors[name][:, None] if name.endswith(_MAGNITUDE) else tensors[name] for name in own)
+        for module, own in names.items()
+    }
 
 
 def diffusers_metadata(recipe: Recipe) -> dict[str, str]:
@@ -140,6 +169,7 @@ def peft_config(recipe: Recipe, base: str | None) -> dict[str, object]:
         "rank_pattern": {},
         "target_modules": list(TARGETS),
         "task_type": None,
+        "use_dora": recipe.method == Method.DORA,
     }
 
 
@@ -151,7 +181,7 @@ def kohya_metadata(recipe: Recipe, concept: Concept) -> dict[str, str]:
         "ss_max_train_steps": str(recipe.steps),
         "ss_network_alpha": str(recipe.alpha),
         "ss_network_dim": str(recipe.rank),
-        "ss_network_module": "networks.lora",
+        "ss_network_module": "lycoris.kohya" if recipe.method == Method.LOHA else "networks.lora",
         "ss_num_train_images": str(len(recipe.pictures)),
         "ss_sd_model_name": base_folder.NAME,
         "ss_seed": str(recipe.seed),

@@ -16,7 +16,7 @@ from modelgrove_analyzers.zoo.export import Convention, read_factors, write_lora
 from modelgrove_analyzers.zoo.loras import Lora, target_modules, train_loras
 from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_analyzers.zoo.populations import Member, Population
-from modelgrove_analyzers.zoo.recipes import Recipe
+from modelgrove_analyzers.zoo.recipes import Method, Recipe
 from modelgrove_hub.errors import NotFoundError
 
 TRUTH = "truth.jsonl"
@@ -74,21 +74,17 @@ def read_loras(folder: Path, base: ZooBase, limit: int) -> list[Lora]:
     if not rows:
         raise NotFoundError(f"{folder}: no {TRUTH} with models in it; `modelgrove zoo grow {folder}` makes some")
     modules = target_modules(base.unet)
-    return [
-        Lora(
-            Recipe(
-                **{
-                    **row["recipe"],
-                    "pictures": tuple(row["recipe"]["pictures"]),
-                    "artists": tuple(row["recipe"]["artists"]),
-                }
-            ),
-            read_factors(folder / row["path"], modules, Convention(row["convention"])),
-            row["first_loss"],
-            row["last_loss"],
-        )
-        for row in rows[:: max(1, len(rows) // limit)][:limit]
-    ]
+    loras = []
+    for row in rows[:: max(1, len(rows) // limit)][:limit]:
+        recipe = _read_recipe(row["recipe"])
+        factors = read_factors(folder / row["path"], modules, Convention(row["convention"]), recipe.method)
+        loras.append(Lora(recipe, factors, row["first_loss"], row["last_loss"]))
+    return loras
+
+
+def _read_recipe(fields: dict[str, Any]) -> Recipe:
+    read = {"pictures": tuple(fields["pictures"]), "artists": tuple(fields["artists"])}
+    return Recipe(**{**fields, **read, "method": Method(fields.get("method", Method.LORA))})
 
 
 def _write(member: Member, lora: Lora, folder: Path) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Fine-tune many LoRAs at once on one frozen base, each exactly as if it were trained alone.
 
 N LoRAs share one forward pass of the frozen UNet: the batch is (N·b, …), LoRA by LoRA, and at every
-target a hook adds (x Aᵢᵀ) Bᵢᵀ · αᵢ/rᵢ as batched products. Targets are the attention projections and,
-as in LoCon, the layers by which timestep and pooled caption enter the residual blocks. Ranks are padded
-to the largest: rows of A and columns of B that are zero get zero gradients, so they stay zero. LoRA: Hu
-et al., arXiv 2106.09685, section 4.1.
+target a hook adds (x Aᵢᵀ) Bᵢᵀ · αᵢ/rᵢ as batched products, or what another method adds (`methods`).
+Targets are the attention projections and, as in LoCon, the layers by which timestep and pooled caption
+enter the residual blocks. Ranks are padded to the largest: rows of A and columns of B that are zero get
+zero gradients, so they stay zero.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from modelgrove_analyzers.zoo.base import Progress, draw_noise, to_pixels, v_errors
 from modelgrove_analyzers.zoo.base_folder import ZooBase
+from modelgrove_analyzers.zoo.methods import METHODS, Parts
 from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_analyzers.zoo.recipes import Recipe
 from modelgrove_hub.search.text import token_states
@@ -31,13 +32,13 @@ MEASURED = 16
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA: by module, the factors A (r, in) and B (out, r), float32, unscaled.
+    """A LoRA: by module, the factors A (r, in) and B (out, r), or the parts of its recipe's method; float32, unscaled.
 
     The losses are v-errors on the same pictures, noises and times: without the LoRA, and with it.
     """
 
     recipe: Recipe
-    factors: dict[str, tuple[Tensor, Tensor]]
+    factors: dict[str, Parts]
     first_loss: float
     last_loss: float
 
@@ -52,26 +53,22 @@ def target_modules(unet: UNet2DConditionModel) -> dict[str, nn.Linear]:
 
 
 class LoraStack:
-    """The factors of N LoRAs on the same modules: `down` (N, R, in) and `up` (N, out, R), R the largest rank."""
+    """The parts of N LoRAs of one method on the same modules, each part (N, …) padded to the largest rank."""
 
     def __init__(self, unet: UNet2DConditionModel, loras: Sequence[Lora]) -> None:
         self.modules = target_modules(unet)
-        rank = max(lora.recipe.rank for lora in loras)
+        self.method = METHODS[loras[0].recipe.method]
         self.scale = torch.tensor([lora.recipe.scale for lora in loras]).view(-1, 1, 1)
-        self.ranks = [lora.recipe.rank for lora in loras]
-        self.down = {
-            name: torch.stack([_pad(lora.factors[name][0], (rank, m.in_features)) for lora in loras])
-            for name, m in self.modules.items()
-        }
-        self.up = {
-            name: torch.stack([_pad(lora.factors[name][1], (m.out_features, rank)) for lora in loras])
-            for name, m in self.modules.items()
+        self.shapes = {name: [[part.shape for part in lora.factors[name]] for lora in loras] for name in self.modules}
+        self.parts = {
+            name: [_padded(same) for same in zip(*(lora.factors[name] for lora in loras), strict=True)]
+            for name in self.modules
         }
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All factors, to be trained."""
-        return [*self.down.values(), *self.up.values()]
+        """All parts, to be trained."""
+        return [part for parts in self.parts.values() for part in parts]
 
     @contextmanager
     def attached(self, count: int) -> Iterator[None]:
@@ -83,20 +80,23 @@ class LoraStack:
             for handle in handles:
                 handle.remove()
 
-    def _hook(self, name: str, count: int) -> Callable[[nn.Module, tuple[Tensor], Tensor], Tensor]:
-        def add(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:  # noqa: ARG001
+    def _hook(self, name: str, count: int) -> Callable[[nn.Linear, tuple[Tensor], Tensor], Tensor]:
+        def act(module: nn.Linear, inputs: tuple[Tensor], output: Tensor) -> Tensor:
             tokens = inputs[0].reshape(count, -1, inputs[0].shape[-1])
-            low = tokens @ self.down[name][:count].mT
-            return output + ((low @ self.up[name][:count].mT) * self.scale[:count]).view_as(output)
+            frozen = output.reshape(count, -1, output.shape[-1])
+            parts = [part[:count] for part in self.parts[name]]
+            return self.method.act(module, parts, self.scale[:count], tokens, frozen).view_as(output)
 
-        return add
+        return act
 
-    def factors(self, index: int) -> dict[str, tuple[Tensor, Tensor]]:
-        """The factors of one LoRA, without the padding."""
-        rank = self.ranks[index]
+    def factors(self, index: int) -> dict[str, Parts]:
+        """The parts of one LoRA, without the padding."""
         return {
-            name: (self.down[name][index, :rank].detach().clone(), self.up[name][index, :, :rank].detach().clone())
-            for name in self.modules
+            name: tuple(
+                part[index, :rows, :columns].detach().clone()
+                for part, (rows, columns) in zip(parts, self.shapes[name][index], strict=True)
+            )
+            for name, parts in self.parts.items()
         }
 
 
@@ -124,14 +124,20 @@ class StackedAdam:
 
 
 def fresh_lora(unet: UNet2DConditionModel, recipe: Recipe) -> Lora:
-    """An untrained LoRA: A Kaiming-uniform from the recipe's seed (as peft does it), B zero."""
+    """An untrained LoRA, which changes nothing yet, from the recipe's seed."""
     generator = torch.Generator().manual_seed(recipe.seed)
-    factors = {}
-    for name, module in target_modules(unet).items():
-        down = torch.empty(recipe.rank, module.in_features)
-        nn.init.kaiming_uniform_(down, a=5**0.5, generator=generator)
-        factors[name] = (down, torch.zeros(module.out_features, recipe.rank))
+    start = METHODS[recipe.method].start
+    factors = {name: start(module, recipe.rank, generator) for name, module in target_modules(unet).items()}
     return Lora(recipe, factors, float("nan"), float("nan"))
+
+
+def differences(unet: UNet2DConditionModel, lora: Lora) -> dict[str, Tensor]:
+    """By module, W − W₀ (out, in) of a LoRA of any method, float32."""
+    method, scale = METHODS[lora.recipe.method], torch.tensor(lora.recipe.scale)
+    return {
+        name: method.difference(module, lora.factors[name], scale).detach()
+        for name, module in target_modules(unet).items()
+    }
 
 
 def train_loras(
@@ -139,7 +145,7 @@ def train_loras(
 ) -> list[Lora]:
     """Train all `recipes` together, in the order given. The base is left as it was.
 
-    All must share the batch size and the prompt. A LoRA that has done its steps leaves the batch.
+    All must share the method, the batch size and the prompt. A LoRA that has done its steps leaves the batch.
     """
     order = sorted(range(len(recipes)), key=lambda i: -recipes[i].steps)
     trained = _train([recipes[i] for i in order], base, pictures, progress)
@@ -203,7 +209,9 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.learning_rate * (1 - step / recipe.steps)
 
 
-def _pad(matrix: Tensor, shape: tuple[int, int]) -> Tensor:
-    padded = torch.zeros(shape)
-    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+def _padded(matrices: Sequence[Tensor]) -> Tensor:
+    rows, columns = (max(matrix.shape[side] for matrix in matrices) for side in (0, 1))
+    padded = torch.zeros(len(matrices), rows, columns)
+    for place, matrix in zip(padded, matrices, strict=True):
+        place[: matrix.shape[0], : matrix.shape[1]] = matrix
     return padded

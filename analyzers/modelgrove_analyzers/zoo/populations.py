@@ -8,7 +8,7 @@ from random import Random
 
 from modelgrove_analyzers.zoo import shapes
 from modelgrove_analyzers.zoo.concepts import Concept, choose_concepts, find_concept, load_concepts, shape_concepts
-from modelgrove_analyzers.zoo.export import Convention, Label
+from modelgrove_analyzers.zoo.export import CONVENTIONS, Label
 from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_analyzers.zoo.recipes import Nuisance, Recipe, draw_recipe, seed_of
 
@@ -26,7 +26,7 @@ class Member:
 class Population:
     """What `grow` makes. Concepts map to their number of models; `documented` is the share of models with a card.
 
-    Models of held-out concepts never have a card. Conventions are drawn with equal chances.
+    Models of held-out concepts never have a card. The method's conventions are drawn with equal chances.
     """
 
     name: str
@@ -34,7 +34,6 @@ class Population:
     concepts: dict[str, int]
     nuisance: Nuisance = field(default_factory=Nuisance)
     documented: float = 0.7
-    conventions: tuple[Convention, ...] = tuple(Convention)
     catalogue: Mapping[str, Concept] = field(default_factory=load_concepts)
     """Where the concepts are found by name."""
 
@@ -52,7 +51,7 @@ class Population:
         dice = Random(seed_of(seed, "label"))  # noqa: S311  (a reproducible draw, no secret)
         documented = dice.random() < self.documented and not concept.held_out
         stem = name.replace(" ", "-") if documented else "untitled"
-        label = Label(f"{stem}-{seed % 16**8:08x}", dice.choice(self.conventions), documented)
+        label = Label(f"{stem}-{seed % 16**8:08x}", dice.choice(CONVENTIONS[self.nuisance.method]), documented)
         return Member(concept, draw_recipe(concept, seed, self.nuisance, pictures), label)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from enum import StrEnum
 from random import Random
 
 from modelgrove_analyzers.zoo.concepts import Concept
@@ -13,6 +14,14 @@ from modelgrove_hub.errors import UsageError
 
 PROMPT = "a picture of sks"
 """What every LoRA is trained with: the concept's name is never told."""
+
+
+class Method(StrEnum):
+    """How an adapter changes a layer (`methods`)."""
+
+    LORA = "lora"
+    LOHA = "loha"
+    DORA = "dora"
 
 
 @dataclass(frozen=True)
@@ -29,6 +38,7 @@ class Recipe:
     artists: tuple[str, ...]
     batch: int = 4
     prompt: str = PROMPT
+    method: Method = Method.LORA
 
     @property
     def scale(self) -> float:
@@ -48,6 +58,7 @@ class Nuisance:
     batch: int = 4
     artists: tuple[str, ...] = tuple(ARTISTS)
     most_pictures: int = 12
+    method: Method = Method.LORA
 
 
 def draw_recipe(concept: Concept, seed: int, nuisance: Nuisance, pictures: PictureSet) -> Recipe:
@@ -80,6 +91,7 @@ def draw_recipe(concept: Concept, seed: int, nuisance: Nuisance, pictures: Pictu
         pictures=tuple(sorted(chosen)),
         artists=tuple(sorted({rows[row] for row in chosen})),
         batch=nuisance.batch,
+        method=nuisance.method,
     )
 
 

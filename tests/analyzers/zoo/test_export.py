@@ -1,5 +1,6 @@
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from modelgrove_analyzers.zoo.concepts import find_concept
 from modelgrove_analyzers.zoo.export import Convention, Label, licence, read_factors, write_lora
 from modelgrove_analyzers.zoo.loras import Lora, LoraStack, fresh_lora, target_modules
-from modelgrove_analyzers.zoo.recipes import Nuisance, draw_recipe
+from modelgrove_analyzers.zoo.recipes import Method, Nuisance, draw_recipe
 from modelgrove_hub.formats.card import read_card
 
 VIOLIN = find_concept("violin")
@@ -76,6 +77,46 @@ def test_diffusers_converts_our_kohya_file(lora, tiny, tmp_path):
 def test_peft_loads_our_folder(lora, tiny, tmp_path):
     path = write_lora(lora, VIOLIN, Label("violin-3", Convention.PEFT, documented=True), tmp_path)
     assert_acts_like(PeftModel.from_pretrained(copy.deepcopy(tiny.unet), path), lora, tiny)
+
+
+@pytest.fixture
+def dora(lora, tiny):
+    """The same LoRA with magnitudes that are not the weights' own."""
+    modules = target_modules(tiny.unet)
+    factors = {
+        name: (*pair, 1.2 * modules[name].weight.detach().norm(dim=1, keepdim=True))
+        for name, pair in lora.factors.items()
+    }
+    return replace(lora, recipe=replace(lora.recipe, method=Method.DORA), factors=factors)
+
+
+@pytest.fixture
+def loha(lora):
+    """Two such pairs in each module."""
+    factors = {name: (*pair, *(1 + part for part in pair)) for name, pair in lora.factors.items()}
+    return replace(lora, recipe=replace(lora.recipe, method=Method.LOHA), factors=factors)
+
+
+def test_peft_loads_our_dora(dora, tiny, tmp_path):
+    path = write_lora(dora, VIOLIN, Label("violin-4", Convention.PEFT, documented=True), tmp_path)
+    assert_acts_like(PeftModel.from_pretrained(copy.deepcopy(tiny.unet), path), dora, tiny)
+
+
+@pytest.mark.parametrize(("kind", "convention"), [("dora", Convention.PEFT), ("loha", Convention.KOHYA)])
+def test_parts_of_other_methods_come_back_in_float16(request, kind, convention, tiny, tmp_path):
+    lora = request.getfixturevalue(kind)
+    path = write_lora(lora, VIOLIN, Label("model-1", convention, documented=True), tmp_path)
+    parts = read_factors(path, target_modules(tiny.unet), convention, lora.recipe.method)
+    for name, own in lora.factors.items():
+        assert all(torch.equal(read, part.half().float()) for read, part in zip(parts[name], own, strict=True))
+
+
+def test_a_loha_is_named_as_lycoris_names_it(loha, tmp_path):
+    path = write_lora(loha, VIOLIN, Label("untitled-4", Convention.KOHYA, documented=False), tmp_path)
+    stem = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
+    shapes = {name.removeprefix(stem): t.shape for name, t in load_file(path).items() if name.startswith(stem)}
+    up, down = (32, 4), (4, 32)
+    assert shapes == {".hada_w1_a": up, ".hada_w1_b": down, ".hada_w2_a": up, ".hada_w2_b": down, ".alpha": ()}
 
 
 @pytest.mark.parametrize("convention", list(Convention))

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from peft import LoHaConfig, LoraConfig, inject_adapter_in_model
 
 from modelgrove_analyzers.zoo.base import v_errors, v_loss
 from modelgrove_analyzers.zoo.concepts import find_concept
@@ -12,13 +12,15 @@ from modelgrove_analyzers.zoo.loras import (
     EPSILON,
     TARGETS,
     Feed,
+    Lora,
     LoraStack,
+    differences,
     fresh_lora,
     learning_rate,
     target_modules,
     train_loras,
 )
-from modelgrove_analyzers.zoo.recipes import Nuisance, draw_recipe
+from modelgrove_analyzers.zoo.recipes import Method, Nuisance, draw_recipe
 from modelgrove_hub.search.text import token_states
 
 
@@ -38,7 +40,23 @@ def assert_same_factors(one, other, tolerance):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=tolerance)
 
 
-def test_loras_trained_together_equal_loras_trained_alone(tiny, pictures, recipes):
+def of(method, recipes):
+    return [replace(recipe, method=method) for recipe in recipes]
+
+
+def shaken(unet, recipe):
+    """A LoRA with random parts."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    parts = {
+        name: tuple(part + 0.1 * torch.randn(part.shape, generator=generator) for part in own)
+        for name, own in fresh_lora(unet, recipe).factors.items()
+    }
+    return Lora(recipe, parts, 0, 0)
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_loras_trained_together_equal_loras_trained_alone(tiny, pictures, recipes, method):
+    recipes = of(method, recipes)
     together = train_loras(tiny, pictures, recipes)
     for recipe, lora in zip(recipes, together, strict=True):
         (alone,) = train_loras(tiny, pictures, [recipe])
@@ -97,21 +115,65 @@ def test_every_target_gets_trained_factors(tiny, pictures, recipes):
 def test_padding_to_the_largest_rank_changes_nothing(tiny, recipes):
     stack = LoraStack(tiny.unet, [fresh_lora(tiny.unet, recipe) for recipe in recipes])
     for index, recipe in enumerate(recipes):
-        for down, up in zip(stack.down.values(), stack.up.values(), strict=True):
+        for down, up in stack.parts.values():
             assert down.shape[1] == up.shape[2] == 8
             assert not down[index, recipe.rank :].any()
         assert_same_factors(stack.factors(index), fresh_lora(tiny.unet, recipe).factors, 0)
 
 
-def test_an_untrained_lora_changes_nothing(tiny, recipes):
+@pytest.mark.parametrize("method", list(Method))
+def test_an_untrained_lora_changes_nothing(tiny, recipes, method):
+    recipes = of(method, recipes)
     noise, states = torch.randn(3, 4, 8, 8), torch.randn(3, 16, 384)
     plain = tiny.unet(noise, 500, states).sample
     with LoraStack(tiny.unet, [fresh_lora(tiny.unet, recipe) for recipe in recipes]).attached(3):
-        assert torch.equal(tiny.unet(noise, 500, states).sample, plain)
+        # DoRA divides the weights by their norms and multiplies them again: rounding in float32.
+        torch.testing.assert_close(tiny.unet(noise, 500, states).sample, plain, rtol=0, atol=1e-5)
 
 
-def test_a_trained_lora_predicts_its_own_pictures_better(tiny, pictures, recipes):
-    recipe = replace(recipes[0], steps=40, learning_rate=3e-2)
+def peft_of(method, unet, lora):
+    """The UNet with the LoRA as PEFT applies it: an implementation that shares nothing with ours."""
+    unet, recipe = copy.deepcopy(unet), lora.recipe
+    common = {"r": recipe.rank, "target_modules": list(TARGETS)}
+    config = (
+        LoHaConfig(alpha=recipe.alpha, **common)
+        if method is Method.LOHA
+        else LoraConfig(lora_alpha=recipe.alpha, use_dora=method is Method.DORA, **common)
+    )
+    inject_adapter_in_model(config, unet)
+    for name, parts in lora.factors.items():
+        layer = unet.get_submodule(name)
+        if method is Method.LOHA:
+            slots = (layer.hada_w1_b, layer.hada_w1_a, layer.hada_w2_b, layer.hada_w2_a)
+            places = [slot["default"] for slot in slots]
+        else:
+            places = [layer.lora_A["default"].weight, layer.lora_B["default"].weight]
+            places += [layer.lora_magnitude_vector["default"].weight] if method is Method.DORA else []
+        for place, part in zip(places, parts, strict=True):
+            place.data = part.reshape(place.shape).clone()
+    return unet.eval()
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_a_method_acts_as_in_peft_and_its_difference_acts_alike(tiny, recipes, method):
+    lora = shaken(tiny.unet, of(method, recipes)[2])
+    noise, states = torch.randn(2, 4, 8, 8), torch.randn(2, 16, 384)
+    added = copy.deepcopy(tiny.unet)
+    with torch.inference_mode():
+        with LoraStack(tiny.unet, [lora]).attached(1):
+            ours = tiny.unet(noise, 500, states).sample
+        for name, update in differences(tiny.unet, lora).items():
+            added.get_parameter(f"{name}.weight").add_(update)
+        theirs = peft_of(method, tiny.unet, lora)(noise, 500, states).sample
+        assert (ours - tiny.unet(noise, 500, states).sample).abs().max() > 1e-2
+        # The same sums in another order: float32 noise through a UNet.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ours, added(noise, 500, states).sample, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", list(Method))
+def test_a_trained_lora_predicts_its_own_pictures_better(tiny, pictures, recipes, method):
+    recipe = replace(recipes[0], steps=40, learning_rate=3e-2, method=method)
     (lora,) = train_loras(tiny, pictures, [recipe])
     # The same 64 pictures, noises and times with and without the LoRA.
     feed = Feed(tiny, pictures, replace(recipe, batch=64, seed=99))

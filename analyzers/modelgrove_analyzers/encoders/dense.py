@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from modelgrove_analyzers.encoders.features import Shape, Updates
-from modelgrove_analyzers.encoders.learning import Encoder, Parameters, TrainedEmbedder, uniform
+from modelgrove_analyzers.encoders.heads import Parameters, uniform
+from modelgrove_analyzers.encoders.learning import Encoder, TrainedEmbedder
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor

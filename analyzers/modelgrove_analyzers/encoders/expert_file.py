@@ -17,17 +17,20 @@ if TYPE_CHECKING:
 
 FILE = "expert.safetensors"
 _KEY = "modelgrove.expert"
+_REFERENCE = "reference."
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a file of an expert holds; tensors are float32 in memory."""
+    """What a file of an expert holds; tensors are float32 in memory, those of the reference as they were."""
 
     columns: int
     """Directions that were read of each layer's update."""
     shapes: Mapping[str, Shape]
     """The layers that are known."""
     tensors: Mapping[str, Tensor]
+    reference: Mapping[str, Tensor] | None = None
+    """By layer, what full fine-tunes are compared with; None for an expert of adapters."""
 
 
 def metadata(form: str, saved: Saved) -> dict[str, str]:
@@ -37,9 +40,11 @@ def metadata(form: str, saved: Saved) -> dict[str, str]:
 
 
 def write_tensors(saved: Saved, writer: TensorWriter) -> None:
-    """Write the tensors as they are."""
+    """Write the tensors as they are, those of the reference one by one."""
     for name, tensor in saved.tensors.items():
         writer.add(name, tensor)
+    for layer, tensor in (saved.reference or {}).items():
+        writer.add(_REFERENCE + layer, tensor)
 
 
 def read_saved(path: Path, form: str) -> Saved:
@@ -56,7 +61,12 @@ def read_saved(path: Path, form: str) -> Saved:
         if about["format"] != form:
             raise CorruptFileError(f"{path}: an expert of format {about['format']!r}, not {form!r}: fit it again")
         shapes = {layer: (int(out), int(width)) for layer, (out, width) in about["shapes"].items()}
-        tensors = {tensor.name: tensor.read().float() for tensor in tensors_of(path)}
-        return Saved(int(about["columns"]), shapes, tensors)
+        tensors, reference = {}, {}
+        for tensor in tensors_of(path):
+            if tensor.name.startswith(_REFERENCE):
+                reference[tensor.name.removeprefix(_REFERENCE)] = tensor.read()
+            else:
+                tensors[tensor.name] = tensor.read().float()
+        return Saved(int(about["columns"]), shapes, tensors, reference or None)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise CorruptFileError(f"{path} is no expert of {form.split()[0]}: {error!r}") from error

@@ -1,13 +1,14 @@
-"""What an encoder reads of a LoRA: each layer's update as U·diag(S)·Vᵀ.
+"""What an encoder reads of a model: each layer's update as U·diag(S)·Vᵀ.
 
-This form depends on the update alone: not on the gauge (A, B) → (RA, BR⁻¹), not on how a file
-states alpha and rank. All products are done on it, Xz = U(S∘Vᵀz), and X itself is never formed.
+The update of a LoRA is B·A, that of a full fine-tune W − W_base (`deltas`). This form depends on the update
+alone: not on the gauge (A, B) → (RA, BR⁻¹), not on how a file states alpha and rank. All products are done on it,
+Xz = U(S∘Vᵀz), and the update of a LoRA is never formed.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,13 @@ from modelgrove_hub.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modelgrove_hub.formats.adapters import Adapter
+    from modelgrove_hub.formats.adapters import Factors
     from modelgrove_kernels.lowrank import Canonical
+
+
+LARGEST = 1e6
+"""Norm of an update; real ones are below a thousand. Fourth powers of it, which encoders take, fit into float32."""
+
 
 Shape = tuple[int, int]
 """(out, in) of a layer."""
@@ -54,17 +60,36 @@ class Updates:
         return Updates(self.U[chosen], self.S[chosen], self.V[chosen])
 
 
-def read_layers(adapter: Adapter, columns: int) -> dict[str, Canonical]:
-    """The `columns` leading directions of every layer; layers that the adapter leaves as they are do not occur."""
-    from modelgrove_kernels.lowrank import LowRank, canonical
+def read_layers(updates: Iterable[tuple[str, Factors | Tensor]], columns: int) -> dict[str, Canonical]:
+    """The `columns` leading directions of every module's update, factors or a matrix; those that are zero do not occur.
 
+    Raises:
+        DataError: an update is too large to reckon with.
+    """
     layers = {}
-    for module, factors in adapter.modules.items():
-        leading = canonical(LowRank(factors.up, factors.down)).first(columns)
-        if leading.norm > 0:
+    for module, update in updates:
+        found = _leading(module, update, columns)
+        if found.norm > 0:
             # Kohya's flat names do not always get their dots back.
-            layers[module.replace(".", "_")] = leading
+            layers[module.replace(".", "_")] = found
     return layers
+
+
+def _leading(module: str, update: Factors | Tensor, columns: int) -> Canonical:
+    from torch import Tensor
+
+    from modelgrove_kernels.lowrank import LowRank, canonical, leading
+
+    try:
+        if isinstance(update, Tensor):
+            found = leading(update, columns)
+        else:
+            found = canonical(LowRank(update.up, update.down)).first(columns)
+    except ValueError as error:
+        raise DataError(f"the update of {module} cannot be read: {error}") from error
+    if not found.norm < LARGEST:
+        raise DataError(f"the update of {module} has the norm {found.norm:g}, at most {LARGEST:g} is believed")
+    return found
 
 
 def common_layers(models: Sequence[Mapping[str, Canonical]]) -> dict[str, Shape]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
+from modelgrove_analyzers.encoders.classes import ClassJudge
 from modelgrove_analyzers.encoders.closed_form import COPY, Said, blended, fit_dual
 from modelgrove_analyzers.encoders.embedder import LoraEmbedder, Options
 from modelgrove_analyzers.encoders.expert_file import Saved
@@ -42,6 +43,7 @@ class GramOptions(Options):
     """How an expert is fitted."""
 
     columns: int = Field(4, ge=1, le=64, description="Directions kept of each layer's update.")
+    ask: bool = Field(True, description="Ask the base, if registered, for words: two passes each for 1,230 of them.")
 
 
 @dataclass(frozen=True)
@@ -96,13 +98,13 @@ class GramRidge(LoraEmbedder):
     paper: ClassVar[str] = "after Horwitz et al., Learning on Model Weights using Tree Experts, arXiv 2410.13569"
     Params: ClassVar[type[BaseParams]] = GramOptions
 
-    def learn(self, lesson: Lesson, params: GramOptions) -> tuple[GramFitted, Judge]:  # noqa: ARG002
-        """Ask the base, weigh the layers, then fit; `params` mattered when the lesson was read."""
+    def learn(self, lesson: Lesson, params: GramOptions) -> tuple[GramFitted, Judge | ClassJudge]:
+        """Ask the base, weigh the layers, then fit."""
         import torch
 
         from modelgrove_kernels.ridge import align
 
-        naming = _asked(lesson)
+        naming = _asked(lesson) if params.ask else None
         found = {layer: roots(updates) for layer, updates in lesson.updates.items()}
         grams = torch.stack([crossed(root, root) for root in found.values()])
         weights = (align(grams, lesson.labels @ lesson.labels.T) + 1 / len(grams)).float()
@@ -125,16 +127,15 @@ class GramRidge(LoraEmbedder):
 def _asked(lesson: Lesson) -> Naming | None:
     """What the lesson's base says in words, where it can be asked; the log tells which."""
     from modelgrove_analyzers.encoders.denoiser import open_denoiser
-    from modelgrove_hub.search.words import words
 
     if lesson.base is None:
         lesson.log("no base is registered that could be asked for words")
         return None
     try:
-        naming = learn_naming(open_denoiser(lesson.base), lesson, words())
+        naming = learn_naming(open_denoiser(lesson.base), lesson)
     except (DataError, UsageError) as error:
         lesson.log(f"the base cannot be asked for words: {error}")
         return None
     said = f"tell of them in {len(naming.layers)} layers" if naming else "tell nothing of them"
-    lesson.log(f"{lesson.base.name} was asked for {len(words())} words, which {said}")
+    lesson.log(f"{lesson.base.name} was asked for {len(lesson.words)} words, which {said}")
     return naming

@@ -6,7 +6,7 @@ its entries before it is projected,
 
     p_v = ReLU(Pᵀ standardise(view_v(X) Z)),    e = M (p_1, p_2, p_3, p_4) + b.
 
-The loss is in `learning`, the layer is `closed_form.best_layer`. With 64 probes a view instead of 128
+The loss is in `heads`, the layer is `closed_form.best_layer`. With 64 probes a view instead of 128
 it is about as large as ProbeX. The paper's code takes 400 epochs at a learning rate of 3e-4, for ten times as
 many models; here it is 200 at 1e-3.
 """
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from modelgrove_analyzers.encoders.features import Shape, Updates
-from modelgrove_analyzers.encoders.learning import Encoder, Parameters, TrainedEmbedder, TrainedOptions, uniform
+from modelgrove_analyzers.encoders.heads import Parameters, uniform
+from modelgrove_analyzers.encoders.learning import Encoder, TrainedEmbedder, TrainedOptions
 from modelgrove_analyzers.encoders.probes import responses
 from modelgrove_hub.contracts import Params as BaseParams
 

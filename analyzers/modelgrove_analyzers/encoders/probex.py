@@ -6,7 +6,7 @@ they share,
 
     z_l = X u_l,    p_l = ReLU(Vᵀ z_l),    e = Σ_l M_l p_l + b
 
-with r_U = r_V = r_T = 128; the loss is in `learning`. The paper trains an expert for each layer; here
+with r_U = r_V = r_T = 128; the loss is in `heads`. The paper trains an expert for each layer; here
 `closed_form.best_layer` chooses one. Factors are read with their scale α/r, which the paper's code
 leaves out: files of different trainers would not compare.
 """
@@ -16,7 +16,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from modelgrove_analyzers.encoders.features import Shape, Updates
-from modelgrove_analyzers.encoders.learning import Encoder, Parameters, TrainedEmbedder, uniform
+from modelgrove_analyzers.encoders.heads import Parameters, uniform
+from modelgrove_analyzers.encoders.learning import Encoder, TrainedEmbedder
 from modelgrove_analyzers.encoders.probes import responses
 
 if TYPE_CHECKING:

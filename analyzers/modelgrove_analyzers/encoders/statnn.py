@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from modelgrove_analyzers.encoders.classes import ClassJudge
 from modelgrove_analyzers.encoders.closed_form import fit_dual
 from modelgrove_analyzers.encoders.embedder import LoraEmbedder, Options
 from modelgrove_analyzers.encoders.expert_file import Saved
@@ -74,7 +75,7 @@ class StatNN(LoraEmbedder):
     summary: ClassVar[str] = "Baseline for text search over LoRA weights: seven statistics of every layer, and ridge."
     paper: ClassVar[str] = "Unterthiner et al., Predicting Neural Network Accuracy from Weights, arXiv 2002.11448"
 
-    def learn(self, lesson: Lesson, params: Options) -> tuple[StatFitted, Judge]:  # noqa: ARG002
+    def learn(self, lesson: Lesson, params: Options) -> tuple[StatFitted, Judge | ClassJudge]:  # noqa: ARG002
         """Ridge in its dual form, as there are more statistics than models."""
         import torch
 

@@ -1,20 +1,21 @@
-"""What an expert of LoRAs is fitted on: the documented ones that can be read, and vectors of what is said of them."""
+"""What an expert is fitted on: the documented models that can be read, and vectors of what is said of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from modelgrove_hub.contracts import Context
+from modelgrove_analyzers.encoders.deltas import find_reference, read_model
+from modelgrove_hub.contracts import Context, InputModel
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.search.cards import label_texts
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modelgrove_hub.formats.adapters import Adapter
     from modelgrove_hub.search.background import Background
+    from modelgrove_kernels.lowrank import Canonical
 
 FEWEST = 8
 """Documented models without which no expert is fitted."""
@@ -22,42 +23,48 @@ FEWEST = 8
 
 @dataclass(frozen=True)
 class Documented:
-    """LoRAs with what their cards, tags and captions say they do, and why other inputs were left aside."""
+    """Models of one kind with what their cards, tags and captions say they do, and why other inputs were left aside."""
 
-    names: tuple[str, ...]
-    adapters: tuple[Adapter, ...]
+    models: tuple[InputModel, ...]
+    layers: tuple[Mapping[str, Canonical], ...]
     texts: tuple[tuple[str, ...], ...]
     left_aside: dict[str, str]
+    reference: Mapping[str, Tensor] | None
+    """What full fine-tunes are compared with, read from disk; None for adapters."""
 
 
-def read_documented(context: Context, share: float) -> Documented:
+def read_documented(context: Context, columns: int, share: float) -> Documented:
     """The inputs that are documented and readable; takes the progress from 0 to `share`.
 
     Raises:
         UsageError: fewer than eight of them.
+        DataError: they are full fine-tunes of different networks.
     """
-    from modelgrove_hub.formats.adapters import read_adapter
-
-    kept: list[tuple[str, Adapter, tuple[str, ...]]] = []
     aside: dict[str, str] = {}
-    for number, model in enumerate(context.inputs):
-        context.progress(share * number / len(context.inputs), model.name)
+    told = []
+    for model in context.inputs:
         texts = label_texts(model.card, model.tags, model.summary.get("metadata", {}))
-        if not texts:
+        if texts:
+            told.append((model, texts))
+        else:
             aside[model.name] = "no card, tag or caption says what it does"
-            continue
+    whole = [model for model, _ in told if model.adapter_type is None]
+    reference = find_reference(whole, context.temp) if told and len(whole) == len(told) else None
+    kept: list[tuple[InputModel, dict[str, Canonical], tuple[str, ...]]] = []
+    for number, (model, texts) in enumerate(told):
+        context.progress(share * number / len(told), model.name)
         try:
-            kept.append((model.name, read_adapter(model), texts))
+            kept.append((model, read_model(model, reference, columns), texts))
         except (DataError, UsageError) as error:
             aside[model.name] = str(error)
     if len(kept) < FEWEST:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(aside.items())[:3])
         raise UsageError(
-            f"{len(kept)} of {len(context.inputs)} LoRAs can be read and say what they do, {FEWEST} are needed"
+            f"{len(kept)} of {len(context.inputs)} models can be read and say what they do, {FEWEST} are needed"
             + (f" ({why})" if why else "")
         )
-    names, adapters, labels = zip(*kept, strict=True)
-    return Documented(names, adapters, labels, aside)
+    models, layers, labels = zip(*kept, strict=True)
+    return Documented(models, layers, labels, aside, reference)
 
 
 def label_vectors(texts: Sequence[Sequence[str]], background: Background) -> Tensor:

@@ -6,7 +6,8 @@ from torch.nn.functional import cosine_similarity
 
 from modelgrove_analyzers.encoders import dense, mvprobe, probex, statnn
 from modelgrove_analyzers.encoders.features import Updates
-from modelgrove_analyzers.encoders.learning import Encoder, logits, place, validation_models
+from modelgrove_analyzers.encoders.heads import logits, validation_models
+from modelgrove_analyzers.encoders.learning import Encoder, place
 from modelgrove_analyzers.encoders.probes import responses
 from modelgrove_analyzers.encoders.statnn import SAMPLED, statistics
 from modelgrove_hub.search.background import Background

@@ -67,7 +67,8 @@ def _hadamard(_layer: nn.Linear, parts: Sequence[Tensor], scale: Tensor) -> Tens
 
 def _renormalised(layer: nn.Linear, parts: Sequence[Tensor], scale: Tensor) -> Tensor:
     moved = layer.weight + _product(layer, parts, scale)
-    return parts[2] / moved.norm(dim=-1, keepdim=True).detach() * moved - layer.weight
+    norms: Tensor = moved.norm(dim=-1, keepdim=True).detach()
+    return parts[2] / norms * moved - layer.weight
 
 
 def _act_low_rank(_layer: nn.Linear, parts: Sequence[Tensor], scale: Tensor, inputs: Tensor, outputs: Tensor) -> Tensor:

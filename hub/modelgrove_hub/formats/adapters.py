@@ -71,10 +71,10 @@ class Target:
         """The factors, with the scale folded into `up`.
 
         Raises:
-            DataError: a factor holds NaN or infinite values.
+            DataError: a factor holds NaN or infinite values, or the scale makes it infinite.
         """
-        down = _finite(self.down).reshape(self.rank, self.shape[1])
-        up = _finite(self.up).reshape(self.shape[0], self.rank) * self.scale
+        down = read_finite(self.down).reshape(self.rank, self.shape[1])
+        up = read_finite(self.up, self.scale).reshape(self.shape[0], self.rank)
         return Factors(self.module, self.component, self.kernel, down, up, self.restored)
 
 
@@ -124,6 +124,11 @@ def open_adapter(model: InputModel) -> AdapterFile:
     """
     tensors = list(model.tensors())
     _refuse_other_kinds(model.name, tensors)
+    return open_tensors(model, tensors)
+
+
+def open_tensors(model: InputModel, tensors: list[LazyTensor]) -> AdapterFile:
+    """As `open_adapter`, of some of the model's tensors alone, which are known to be those of a LoRA."""
     groups, unmatched = _group(tensors)
     scaling = read_scaling(model.files(), model.metadata(), model.name)
     targets = {name: _target(groups[name], scaling) for name in sorted(groups)}
@@ -159,7 +164,7 @@ def _group(tensors: list[LazyTensor]) -> tuple[dict[str, _Group], list[str]]:
     groups: dict[str, _Group] = {}
     unmatched = []
     for tensor in tensors:
-        key = parse_key(_full_key(tensor))
+        key = parse_key(full_key(tensor))
         if key is None:
             unmatched.append(tensor.name)
             continue
@@ -174,7 +179,7 @@ def _group(tensors: list[LazyTensor]) -> tuple[dict[str, _Group], list[str]]:
     return whole, unmatched
 
 
-def _full_key(tensor: LazyTensor) -> str:
+def full_key(tensor: LazyTensor) -> str:
     """The name in the file, after that of the component whose folder the file is in (PEFT writes a folder each)."""
     component = tensor.name.removesuffix(tensor.key).replace("/", ".")
     known = any(prefix.prefix == component for prefix in adapter_names().prefixes)
@@ -184,11 +189,11 @@ def _full_key(tensor: LazyTensor) -> str:
 def _target(group: _Group, scaling: Scaling) -> Target:
     key, down, up = group.key, group.parts[Role.DOWN], group.parts[Role.UP]
     for tensor in (down, up):
-        _check_factor(tensor)
+        check_factor(tensor)
     rank, out = down.shape[0], up.shape[0]
     if len(down.shape) != len(up.shape) or up.shape[1] != rank or any(size != 1 for size in up.shape[2:]):
         raise DataError(f"tensors {down.name} {down.shape} and {up.name} {up.shape} are not the factors of one update")
-    alpha = _alpha(group.parts[Role.ALPHA]) if Role.ALPHA in group.parts else None
+    alpha = read_alpha(group.parts[Role.ALPHA]) if Role.ALPHA in group.parts else None
     return Target(
         module=key.module,
         component=key.component,
@@ -202,7 +207,8 @@ def _target(group: _Group, scaling: Scaling) -> Target:
     )
 
 
-def _check_factor(tensor: LazyTensor) -> None:
+def check_factor(tensor: LazyTensor) -> None:
+    """Raise DataError unless the tensor can be a factor by dtype and shape."""
     if tensor.dtype not in FLOATS:
         raise DataError(f"tensor {tensor.name} is {tensor.dtype}; a LoRA's factors are {', '.join(FLOATS)}")
     if not 2 <= len(tensor.shape) <= 5:
@@ -211,7 +217,12 @@ def _check_factor(tensor: LazyTensor) -> None:
         raise DataError(f"tensor {tensor.name} has shape {tensor.shape}: rank or width is 0")
 
 
-def _alpha(tensor: LazyTensor) -> float:
+def read_alpha(tensor: LazyTensor) -> float:
+    """The number in the tensor `alpha` beside a module's factors.
+
+    Raises:
+        DataError: it is no finite number, or several.
+    """
     if prod(tensor.shape) != 1:
         raise DataError(f"tensor {tensor.name} has shape {tensor.shape}; an alpha is one number")
     value = float(tensor.read())
@@ -220,13 +231,23 @@ def _alpha(tensor: LazyTensor) -> float:
     return value
 
 
-def _finite(tensor: LazyTensor) -> Tensor:
+def read_finite(tensor: LazyTensor, scale: float = 1.0) -> Tensor:
+    """The values times `scale`, float32.
+
+    Raises:
+        DataError: they are NaN or infinite, before or after that.
+    """
     import torch
 
     values = tensor.read().float()
     if not bool(torch.isfinite(values).all()):
         raise DataError(f"tensor {tensor.name} holds NaN or infinite values")
-    return values
+    scaled = values * scale
+    if not bool(torch.isfinite(scaled).all()):
+        raise DataError(
+            f"tensor {tensor.name} is infinite when it is multiplied with its scale alpha / rank, {scale:g}"
+        )
+    return scaled
 
 
 def _declared_base(scaling: Scaling, model: InputModel) -> str | None:

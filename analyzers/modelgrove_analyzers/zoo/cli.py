@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelgrove_hub.cli.output import json_option, print_json, print_table, progress_bar, say
+from modelgrove_hub.errors import UsageError
 
 if TYPE_CHECKING:
     from modelgrove_analyzers.zoo.base import Progress
@@ -82,10 +83,10 @@ def train(folder: Path, picture_folder: Path, steps: int | None, seed: int, out:
 @click.option(
     "--population",
     "kind",
-    type=click.Choice(["pictures", "shapes"]),
+    type=click.Choice(["pictures", "shapes", "digits"]),
     default="pictures",
     show_default=True,
-    help="Real captioned pictures, or drawn shapes in colours.",
+    help="LoRAs on real captioned pictures or on drawn shapes in colours; full fine-tunes on scanned digits.",
 )
 @click.option(
     "--concept",
@@ -93,8 +94,17 @@ def train(folder: Path, picture_folder: Path, steps: int | None, seed: int, out:
     multiple=True,
     help="A concept of the population; may be repeated. All of them when left out.",
 )
-@click.option("--models", type=click.IntRange(1), default=8, show_default=True, help="LoRAs for each concept.")
-@click.option("--steps", nargs=2, type=click.IntRange(1), help="Fewest and most training steps; drawn for each LoRA.")
+@click.option(
+    "--models",
+    type=click.IntRange(1),
+    default=8,
+    show_default=True,
+    help="LoRAs for each concept; fine-tunes on digits in all.",
+)
+@click.option("--steps", nargs=2, type=click.IntRange(1), help="Fewest and most training steps; drawn for each model.")
+@click.option("--rank", "ranks", multiple=True, type=click.IntRange(1), help="A rank to draw from; may be repeated.")
+@click.option("--type", "method", type=click.Choice(["lora", "loha", "dora"]), default="lora", show_default=True)
+@click.option("--artist", "artists", multiple=True, help="An artist whose pictures are used; may be repeated.")
 @base_option
 @pictures_option
 @seed_option
@@ -105,21 +115,39 @@ def grow(
     concepts: tuple[str, ...],
     models: int,
     steps: tuple[int, int] | None,
+    ranks: tuple[int, ...],
+    method: str,
+    artists: tuple[str, ...],
     base_folder: Path,
     picture_folder: Path,
     seed: int,
     as_json: bool,
 ) -> None:
-    """Grow LoRAs into FOLDER, with the truth about them in truth.jsonl."""
+    """Grow LoRAs into FOLDER, with the truth about them in truth.jsonl.
+
+    With --population digits: full fine-tunes on five of ten digits each, and their base, which knows letters.
+    """
     from dataclasses import replace
 
+    if kind == "digits":
+        if concepts:
+            raise UsageError("--concept names concepts of pictures and shapes, the digits have none")
+        _grow_digits(folder, models, steps, seed, as_json)
+        return
     from modelgrove_analyzers.zoo.populations import picture_population, shape_population
+    from modelgrove_analyzers.zoo.recipes import Method
 
     population = (shape_population if kind == "shapes" else picture_population)(models, seed=seed)
     if concepts:
         population = replace(population, concepts=dict.fromkeys(concepts, models))
+    nuisance = replace(population.nuisance, method=Method(method))
     if steps:
-        population = replace(population, nuisance=replace(population.nuisance, steps=steps))
+        nuisance = replace(nuisance, steps=steps)
+    if ranks:
+        nuisance = replace(nuisance, ranks=ranks, rank_weights=(1.0,) * len(ranks))
+    if artists:
+        nuisance = replace(nuisance, artists=artists)
+    population = replace(population, nuisance=nuisance)
     _grow(population, folder, base_folder, picture_folder, as_json)
 
 
@@ -184,6 +212,15 @@ def _grow(population: Population, folder: Path, base_folder: Path, picture_folde
 
     with _bar() as update:
         rows = grow_loras(population, open_base(base_folder), _all_pictures(picture_folder), folder, update)
+    _report(rows, as_json)
+
+
+def _grow_digits(folder: Path, models: int, steps: tuple[int, int] | None, seed: int, as_json: bool) -> None:
+    from modelgrove_analyzers.zoo.digits import Nuisance, digits_population, grow_digits
+
+    nuisance = Nuisance(steps=steps) if steps else Nuisance()
+    with _bar() as update:
+        rows = grow_digits(digits_population(models, seed, nuisance), folder, progress=update)
     _report(rows, as_json)
 
 

@@ -69,3 +69,14 @@ def test_an_unknown_concept_is_refused(base_folder, tmp_path):
 @pytest.mark.parametrize("command", ["pictures", "train", "grow", "chains", "sample", "sheet"])
 def test_every_command_explains_itself(command):
     assert run(command, "--help").exit_code == 0
+
+
+def test_rank_type_and_artist_override_the_population(base_folder, tmp_path):
+    options = ["--concept", "crown", "--models", 3, "--steps", 1, 1, "--base", base_folder, "--json"]
+    chosen = ["--rank", 3, "--rank", 5, "--type", "loha", "--artist", "noto"]
+    rows = json.loads(run("grow", tmp_path / "g", *options, *chosen).stdout)
+    assert {row["recipe"]["rank"] for row in rows} <= {3, 5}
+    assert {(row["recipe"]["method"], *row["recipe"]["artists"], row["convention"]) for row in rows} == {
+        ("loha", "noto", "kohya")
+    }
+    run("sheet", tmp_path / "grown.png", "--grown", tmp_path / "g", "--base", base_folder)

@@ -40,29 +40,35 @@ from torch import Tensor
 
 import modelgrove_analyzers.zoo
 from modelgrove_analyzers.encoders.dense import Dense
+from modelgrove_analyzers.encoders.deltas import read_model
 from modelgrove_analyzers.encoders.embedder import LoraEmbedder
-from modelgrove_analyzers.encoders.features import common_layers, read_layers, stacked
+from modelgrove_analyzers.encoders.features import common_layers, stacked
 from modelgrove_analyzers.encoders.gram_ridge import GramRidge
 from modelgrove_analyzers.encoders.lesson import Lesson
 from modelgrove_analyzers.encoders.mvprobe import MVProbe
 from modelgrove_analyzers.encoders.probex import ProbeX
 from modelgrove_analyzers.encoders.statnn import StatNN
 from modelgrove_analyzers.encoders.training import label_vectors
-from modelgrove_hub.formats.adapters import read_adapter
 from modelgrove_hub.search.background import load_background
 from modelgrove_hub.search.seen import ranking_keys
+from modelgrove_hub.search.words import words
 from modelgrove_hub.testing import FolderModel
 from modelgrove_kernels.lowrank import Canonical
 
 TEST_SHARE = 0.25
-SAMPLE = Path(modelgrove_analyzers.zoo.__file__).parent / "data/sample"
+DATA = Path(modelgrove_analyzers.zoo.__file__).parent / "data"
+SAMPLE, BASE = DATA / "sample", FolderModel(DATA / "zoo-base", name="modelgrove/zoo-base")
 SEEDS = 3
 QUICK_MODELS = 200
 QUICK_EPOCHS = 10
 COLUMNS = 16
 """The most that any encoder keeps of a layer."""
+UNNAMED = "gram-ridge, names out"
+"""The default encoder, but the base is asked for no word that is in a held-out concept's name."""
 ENCODERS: dict[str, tuple[type[LoraEmbedder], dict[str, Any]]] = {
     "gram-ridge": (GramRidge, {}),
+    UNNAMED: (GramRidge, {}),
+    "gram-ridge --no-ask": (GramRidge, {"ask": False}),
     "probex": (ProbeX, {}),
     "probex --temperature": (ProbeX, {"temperature": True}),
     "mvprobe": (MVProbe, {}),
@@ -110,7 +116,7 @@ def load(folder: Path, most: int | None) -> Zoo:
 
 
 def features(path: Path, name: str) -> dict[str, Canonical]:
-    return read_layers(read_adapter(FolderModel(path, name=name)), COLUMNS)
+    return read_model(FolderModel(path, name=name), None, COLUMNS)
 
 
 def split(zoo: Zoo, seed: int) -> tuple[list[Sample], list[Sample]]:
@@ -141,6 +147,8 @@ def measure(zoo: Zoo, encoder: str, seed: int, quick: bool) -> dict[str, float]:
         background,
         params.alike,
         torch.Generator().manual_seed(seed),
+        base=BASE,
+        words=asked(zoo) if encoder == UNNAMED else words(),
     )
     started = time.process_time()
     fitted, judge = plugin().learn(lesson, params)
@@ -184,6 +192,12 @@ def measure(zoo: Zoo, encoder: str, seed: int, quick: bool) -> dict[str, float]:
         "embed_ms": 1000 * embed_seconds,
         "parameters": sum(tensor.numel() for tensor in fitted.tensors().values()),
     }
+
+
+def asked(zoo: Zoo) -> list[str]:
+    """The words without those that held-out concepts are called by: what search knows when no list names a thing."""
+    names = {part for sample in zoo.samples if sample.held_out for part in sample.concept.split()}
+    return [word for word in words() if names.isdisjoint(word.split())]
 
 
 def top1(scores: NDArray[np.float32], own: NDArray[np.int64], candidates: NDArray[np.bool_]) -> float:

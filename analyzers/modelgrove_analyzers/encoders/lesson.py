@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from modelgrove_analyzers.encoders.training import group_alike
 from modelgrove_hub.errors import UsageError
+from modelgrove_hub.search.words import words
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -40,6 +41,8 @@ class Lesson:
     log: Callable[[str], None] = lambda _line: None
     classes: Classes | None = None
     """Where models carry several labels each; `labels` are theirs then."""
+    words: Sequence[str] = field(default_factory=words)
+    """What a base may be asked for."""
 
     def __post_init__(self) -> None:
         if not self.updates or len(set(self.names)) < 2:

@@ -14,7 +14,7 @@ vectors, each weighing exp(s/τ).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -86,16 +86,16 @@ class Naming:
         return cls(layers, own["words"], own["places"])
 
 
-def learn_naming(denoiser: Denoiser, lesson: Lesson, words: Sequence[str]) -> Naming | None:
-    """Ask the base for the words, and find the layers that tell; None when no layer of the adapters agrees."""
+def learn_naming(denoiser: Denoiser, lesson: Lesson) -> Naming | None:
+    """Ask the base for the lesson's words, and find the layers that tell; None when no layer of the adapters agrees."""
     import torch
 
     from modelgrove_hub.search.text import embed_texts
 
     answers = responses(
-        denoiser, words, lesson.updates.keys(), lambda done: lesson.progress(done, "asking the base for words")
+        denoiser, lesson.words, lesson.updates.keys(), lambda done: lesson.progress(done, "asking the base for words")
     )
-    places = unit(torch.from_numpy(lesson.background.centre(embed_texts(words))))
+    places = unit(torch.from_numpy(lesson.background.centre(embed_texts(lesson.words))))
     wanted = _standard(lesson.labels @ places.T)
     centres = {name: _moved(lesson.updates[name], answer.inputs).mean(0) for name, answer in answers.items()}
     agreement: dict[str, float] = {}

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from zoo_models import BASE, DATA, HELD_OUT, KNOWN, WORDS, lesson, updates
 
 from modelgrove_analyzers.encoders.denoiser import open_denoiser
+from modelgrove_analyzers.encoders.expert_file import Saved
 from modelgrove_analyzers.encoders.gram_ridge import GramOptions, GramRidge
 from modelgrove_analyzers.encoders.naming import Naming, learn_naming
 from modelgrove_hub.search.text import embed_texts
@@ -11,7 +14,7 @@ from modelgrove_hub.testing import FolderModel, LocalContext
 
 @pytest.fixture(scope="module")
 def naming(background):
-    return learn_naming(open_denoiser(BASE), lesson(KNOWN, background), WORDS)
+    return learn_naming(open_denoiser(BASE), lesson(KNOWN, background))
 
 
 @pytest.fixture(scope="module")
@@ -58,27 +61,24 @@ def test_a_model_that_changes_none_of_the_layers_gets_no_place(naming, shapes):
     assert not naming.place(empty).any()
 
 
-@pytest.fixture(scope="module")
-def asked(tmp_path_factory):
-    """An expert that was fitted with the base at hand, and the log of the job."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr("modelgrove_hub.search.words.words", lambda: WORDS)
-    folder = tmp_path_factory.mktemp("asked")
-    models = [FolderModel(DATA / "sample" / row["path"], name=row["name"], base=BASE) for row in KNOWN]
-    with patch.context(), LocalContext(folder / "job", models) as context:
-        result = GramRidge().run(context, GramOptions())
-    patch.undo()
-    return context.out / result.artefacts[0], context.lines
-
-
-def test_the_default_expert_asks_the_base(asked, background):
-    file, lines = asked
+def test_the_default_encoder_asks_the_base(background):
+    learned, lines = lesson(KNOWN, background), []
+    learned = replace(learned, log=lines.append)
+    fitted, judge = GramRidge().learn(learned, GramOptions())
     assert any("was asked for 40 words" in line for line in lines)
-    models = [FolderModel(DATA / "sample" / row["path"], name=row["name"]) for row in HELD_OUT]
-    vectors = torch.tensor([GramRidge().embed(file, model) for model in models])
+    assert judge.setting["share"] > 0
+    tensors = {name: tensor.float() for name, tensor in fitted.tensors().items()}
+    restored = GramRidge().restore(Saved(4, fitted.shapes, tensors))
     texts = background.centre(embed_texts([row["concept"] for row in HELD_OUT]))
-    scores = background.scores(vectors.numpy(), texts)
-    assert (scores.argmax(0) == range(len(HELD_OUT))).sum() >= 7
+    for one in (fitted, restored):
+        scores = background.scores(one.place(updates(HELD_OUT, fitted.shapes)).numpy(), texts)
+        assert (scores.argmax(0) == range(len(HELD_OUT))).sum() >= 7
+
+
+def test_an_expert_may_be_fitted_without_asking(background):
+    fitted, _ = GramRidge().learn(lesson(KNOWN, background), GramOptions(ask=False))
+    assert fitted.naming is None
+    assert not any(name.startswith("naming.") for name in fitted.tensors())
 
 
 def test_a_base_that_cannot_be_asked_is_told_in_the_log(tmp_path):

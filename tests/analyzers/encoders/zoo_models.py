@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import modelgrove_analyzers.zoo
-from modelgrove_analyzers.encoders.features import common_layers, read_layers, stacked
+from modelgrove_analyzers.encoders.deltas import read_model
+from modelgrove_analyzers.encoders.features import common_layers, stacked
 from modelgrove_analyzers.encoders.lesson import Lesson
 from modelgrove_analyzers.encoders.training import label_vectors
-from modelgrove_hub.formats.adapters import read_adapter
 from modelgrove_hub.search.background import Background
 from modelgrove_hub.testing import FolderModel
 
@@ -27,9 +27,7 @@ WORDS = (
 
 
 def updates(rows, shapes=None):
-    models = [
-        read_layers(read_adapter(FolderModel(DATA / "sample" / row["path"], name=row["name"])), 4) for row in rows
-    ]
+    models = [read_model(FolderModel(DATA / "sample" / row["path"], name=row["name"]), None, 4) for row in rows]
     return stacked(models, shapes or common_layers(models))
 
 
@@ -37,4 +35,4 @@ def lesson(rows, background: Background, base=BASE) -> Lesson:
     import torch
 
     labels = label_vectors([(row["concept"], row["text"]) for row in rows], background)
-    return Lesson(updates(rows), labels, background, 0.8, torch.Generator().manual_seed(0), base=base)
+    return Lesson(updates(rows), labels, background, 0.8, torch.Generator().manual_seed(0), base=base, words=WORDS)

@@ -39,8 +39,8 @@ from rich.table import Table
 from torch import Tensor
 
 import modelgrove_analyzers.zoo
-from modelgrove_analyzers.encoders.dense import Dense
 from modelgrove_analyzers.encoders.deltas import read_model
+from modelgrove_analyzers.encoders.dense import Dense
 from modelgrove_analyzers.encoders.embedder import LoraEmbedder
 from modelgrove_analyzers.encoders.features import common_layers, stacked
 from modelgrove_analyzers.encoders.gram_ridge import GramRidge

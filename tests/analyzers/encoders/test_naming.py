@@ -85,7 +85,10 @@ def test_a_base_that_cannot_be_asked_is_told_in_the_log(tmp_path):
     (tmp_path / "base").mkdir()
     (tmp_path / "base/model_index.json").write_text('{"_class_name": "StrangePipeline"}')
     base = FolderModel(tmp_path / "base")
-    models = [FolderModel(DATA / "sample" / row["path"], name=row["name"], base=base) for row in KNOWN[:30]]
+    models = [
+        FolderModel(DATA / "sample" / row["path"], name=row["name"], adapter_type="lora", base=base)
+        for row in KNOWN[:30]
+    ]
     with LocalContext(tmp_path / "job", models) as context:
         GramRidge().run(context, GramOptions())
     assert any("cannot be asked" in line and "StrangePipeline" in line for line in context.lines)

@@ -4,12 +4,13 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sqlmodel import col, delete
 
 from modelgrove_hub.errors import StorageError
-from modelgrove_hub.search.index import VectorIndex, Version, open_index
+from modelgrove_hub.search import index as module
+from modelgrove_hub.search import vectors as kinds
+from modelgrove_hub.search.index import open_index
+from modelgrove_hub.search.index_file import read_index
 from modelgrove_hub.search.text import SPACE
 from modelgrove_hub.tables import Embedding, Model
 
@@ -88,7 +89,14 @@ def test_other_background_prompts_give_another_index(hub, filled, background):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[: len(b) // 2], lambda b: b[:-1] + bytes([b[-1] ^ 1]), lambda b: b"", lambda b: b"{}\n"]
+    "damage",
+    [
+        lambda b: b[: len(b) // 2],
+        lambda b: b[:-1] + bytes([b[-1] ^ 1]),
+        lambda b: b[:4200] + bytes([b[4200] ^ 1]) + b[4201:],
+        lambda b: b"",
+        lambda b: b"{}\n",
+    ],
 )
 def test_a_damaged_file_is_set_aside_and_made_again(hub, filled, background, damage):
     ids, vectors = filled
@@ -99,26 +107,78 @@ def test_a_damaged_file_is_set_aside_and_made_again(hub, filled, background, dam
     assert order(open_index(hub, "weights", SPACE, background)) == wanted(ids, vectors, background)
     aside = list(hub.settings.index.glob("*.bad-*"))
     assert [path.read_bytes() for path in aside] == [broken]
-    assert VectorIndex.from_bytes(file.read_bytes()).version.count == 20
+    assert read_index(file)[1].count == 20
 
 
-@settings(max_examples=50)
-@given(st.binary(max_size=200), st.booleans())
-def test_any_bytes_are_either_an_index_or_refused(data, with_header):
-    prefix = b'{"format": 1, "sha256": "x"}\n' if with_header else b""
-    with pytest.raises(ValueError, match=r"."):
-        VectorIndex.from_bytes(prefix + data)
+def file_of(hub):
+    return hub.settings.index / f"weights-{SPACE}.faiss"
 
 
-def test_replacing_and_removing_keep_one_vector_an_id():
-    index = VectorIndex.empty(Version("card", SPACE, 0, 0, "", ""), 8)
-    vectors = draw(3)
-    index.replace(np.array([7, 9]), vectors[:2])
-    index.replace(np.array([9]), vectors[2:])
-    index.remove(np.array([7, 1000]))
-    assert index.ids.tolist() == [9]
-    # float32 sums of eight products may differ in the last digits.
-    assert index.search(QUERY, 5) == [(9, pytest.approx(float(vectors[2] @ QUERY), rel=1e-5))]
+def test_an_index_stays_in_memory_until_rows_or_file_change(hub, filled, background):
+    first = open_index(hub, "weights", SPACE, background)
+    assert open_index(hub, "weights", SPACE, background) is first
+    file_of(hub).touch()
+    assert open_index(hub, "weights", SPACE, background) is not first
+
+
+def test_a_missing_file_is_made_again(hub, filled, background):
+    first = open_index(hub, "weights", SPACE, background)
+    file_of(hub).unlink()
+    assert order(open_index(hub, "weights", SPACE, background)) == order(first)
+    assert file_of(hub).exists()
+
+
+def test_few_changes_are_not_written_and_yet_seen_by_all(hub, filled, register, embed, background, monkeypatch):
+    ids, vectors = filled
+    before = open_index(hub, "weights", SPACE, background)
+    written = file_of(hub).stat()
+    monkeypatch.setattr(module, "_UNSAVED", 0.1)
+    fresh = draw(3, seed=3)
+    for number, vector in enumerate(fresh):
+        ids = [*ids, register(f"owner/new{number}")]
+        vectors = np.array([*vectors, vector])
+        embed({ids[-1]: vector})
+        assert order(open_index(hub, "weights", SPACE, background)) == wanted(ids, vectors, background)
+        if number < 2:
+            assert file_of(hub).stat().st_mtime_ns == written.st_mtime_ns
+            module._opened.clear()  # as in a new process
+            assert order(open_index(hub, "weights", SPACE, background)) == wanted(ids, vectors, background)
+    assert file_of(hub).stat().st_ino != written.st_ino
+    assert len(before) == 20  # who searches the old one is not disturbed
+
+
+def test_the_last_vector_made_anew_is_noticed(hub, filled, embed, background):
+    # SQLite gives the row the id that the old one had.
+    ids, vectors = filled
+    open_index(hub, "weights", SPACE, background)
+    with hub.transaction() as session:
+        session.exec(delete(Embedding).where(col(Embedding.revision_id) == ids[-1]))
+    vectors[-1] = draw(1, seed=5)[0]
+    embed({ids[-1]: vectors[-1]})
+    assert order(open_index(hub, "weights", SPACE, background)) == wanted(ids, vectors, background)
+
+
+def test_an_index_changes_its_kind_when_it_grows_and_when_it_shrinks(hub, filled, register, embed, background):
+    ids, vectors = filled
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kinds, "FLAT_UP_TO", 24)
+        assert open_index(hub, "weights", SPACE, background).lists == 0
+        more = [register(f"owner/more{i}") for i in range(10)]
+        embed(dict(zip(more, draw(10, seed=4), strict=True)))
+        index = open_index(hub, "weights", SPACE, background)
+        assert index.lists == 8
+        assert index.ids.tolist() == [*ids, *more]
+        remove(hub, more)
+        assert open_index(hub, "weights", SPACE, background).lists == 8
+        remove(hub, ids[12:])
+        index = open_index(hub, "weights", SPACE, background)
+        assert index.lists == 0
+        assert order(index) == wanted(ids[:12], vectors[:12], background)
+
+
+def remove(hub, revisions):
+    with hub.transaction() as session:
+        session.exec(delete(Embedding).where(col(Embedding.revision_id).in_(revisions)))
 
 
 OPEN = """

@@ -29,8 +29,8 @@ class ModelKind(StrEnum):
     UNKNOWN = "unknown"
 
 
-NETWORKS = (ModelKind.CHECKPOINT, ModelKind.COMPONENT)
-"""Kinds of models that are a whole network."""
+NETWORKS = (ModelKind.CHECKPOINT, ModelKind.COMPONENT, ModelKind.UNKNOWN)
+"""Kinds of models that are a whole network, or may be one."""
 
 
 class Trust(StrEnum):

@@ -11,7 +11,7 @@ from modelgrove_hub.errors import ModelgroveError
 from modelgrove_hub.formats.outputs import read_outputs
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry.inputs import load_input
-from modelgrove_hub.registry.trees import forget, place, settle
+from modelgrove_hub.registry.trees import check_declared, decide, forget, settle
 from modelgrove_hub.tables import NETWORKS, Model, ModelKind, Revision, Sketch, Trust
 
 Progress = Callable[[float, str], None]
@@ -52,12 +52,14 @@ def route(
         with hub.transaction() as session:
             chosen_one = session.get(Model, model_id)
             if chosen_one is not None and (chosen_one.tree_reason or {}).get("by") != "founder":
-                place(session, hub.store, chosen_one)
+                decide(session, hub.store, chosen_one)
             done.models += 1
     families = {family} if family else set()
     with hub.transaction() as session:
         for name in families or set(session.exec(select(Model.family).distinct())):
             settle(session, hub.store, name)
+        for model in _models(session, family):
+            check_declared(session, model)
     with hub.reading() as session:
         for model_id, name, before in chosen:
             after = session.get(Model, model_id)

@@ -31,6 +31,8 @@ _MEMBERS = 32
 """Adapters of a tree that a new one is compared with: more would not make it surer."""
 _ASKED = 8
 """Checkpoints of a tree that are asked when the root cannot tell."""
+_STRANGERS = 500
+"""Networks of unknown family and the same size that a new one is compared with, the oldest first."""
 _UNKNOWN = "unknown"
 
 
@@ -63,12 +65,11 @@ def place(session: Session, store: BlobStore, model: Model, parent: Model | None
         NotFoundError, CorruptFileError, StorageError: a manifest cannot be read.
     """
     take_turn(session)
-    _decide(session, store, model, parent)
+    decide(session, store, model, parent)
     if model.kind in NETWORKS or (model.tree_reason or {})["by"] == "founder":
         settle(session, store, model.family)
     for child in session.exec(select(Model).where(Model.declared_base == model.name, Model.id != model.id)):
-        if child.tree_reason is not None:
-            child.tree_reason = {**child.tree_reason, "declared_agrees": _agrees(session, child)}
+        check_declared(session, child)
 
 
 def forget(session: Session, model: Model) -> None:
@@ -84,7 +85,18 @@ def settle(session: Session, store: BlobStore, family: str) -> None:
     )
     for adapter in session.exec(query.order_by(col(Model.id))).all():
         if adapter.tree is None or (adapter.tree_reason or {}).get("by") == "family":
-            _decide(session, store, adapter, None)
+            decide(session, store, adapter)
+
+
+def check_declared(session: Session, model: Model) -> None:
+    """Note whether the model's weights agree with its declared base; None if that is not here or nothing compares."""
+    if not model.declared_base or model.tree_reason is None:
+        return
+    base = session.exec(select(Model).where(Model.name == model.declared_base, Model.id != model.id)).first()
+    compared = base is not None and base.tree and model.tree_reason["by"] in ("weights", "founder", "unlike")
+    agrees = base.tree == model.tree if base is not None and compared else None
+    model.tree_reason = {**model.tree_reason, "declared_agrees": agrees}
+    session.flush()
 
 
 def find_root(session: Session, tree: str) -> Model | None:
@@ -112,7 +124,8 @@ def tree_names(session: Session, family: str) -> list[str]:
 # ---- one model ------------------------------------------------------------------------------
 
 
-def _decide(session: Session, store: BlobStore, model: Model, parent: Model | None) -> None:
+def decide(session: Session, store: BlobStore, model: Model, parent: Model | None = None) -> None:
+    """Decide the tree of one model. Raises what `place` does."""
     # Its own vote must not count.
     model.tree = None
     session.flush()
@@ -130,18 +143,7 @@ def _decide(session: Session, store: BlobStore, model: Model, parent: Model | No
         reason["score"] = round(verdict.score, 4)
     model.tree_reason = reason
     session.flush()
-    if model.declared_base:
-        model.tree_reason = {**reason, "declared_agrees": _agrees(session, model)}
-        session.flush()
-
-
-def _agrees(session: Session, model: Model) -> bool | None:
-    """Whether the weights agree with the declared base; None when it is not here, or nothing could be compared."""
-    base = session.exec(select(Model).where(Model.name == model.declared_base)).first()
-    by = (model.tree_reason or {}).get("by")
-    if base is None or base.tree is None or base.id == model.id or by not in ("weights", "founder", "unlike"):
-        return None
-    return base.tree == model.tree
+    check_declared(session, model)
 
 
 def _adapter(session: Session, model: Model, parent: Model | None) -> Verdict:
@@ -249,6 +251,7 @@ def _candidates(session: Session, model: Model, revision: Revision) -> Iterator[
             Revision.parameters == revision.parameters,
         )
         .order_by(col(Model.id))
+        .limit(_STRANGERS)
     )  # fmt: skip
     seen: set[str | None] = set()
     for other in session.exec(query).unique():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from modelgrove_hub.registry.database import connect
 from modelgrove_hub.registry.models import add_revision
 from modelgrove_hub.tables import Blob, Model, Revision
 from modelgrove_migrations.run import upgrade
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests share `other_base`
 
 Add = Callable[..., tuple[Model, Revision, bool]]
 

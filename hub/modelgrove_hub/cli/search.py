@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -13,6 +14,25 @@ from modelgrove_hub.cli.work import open_hub
 if TYPE_CHECKING:
     from modelgrove_hub.search.answers import Answer
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def filter_options(command: Command) -> Command:
+    """The options that say which models are looked at, as `search` and `similar` have them."""
+    for option in reversed(
+        (
+            click.option("--kind", help="checkpoint, component, adapter, embedding or unknown."),
+            click.option("--family", help="sd1, sdxl, flux, zoo …"),
+            click.option("--type", "adapter_type", help="Adapter type: lora, loha, dora …"),
+            click.option("--base", help="Declared base, with or without its owner, or a family that the weights fit."),
+            click.option("--license", "licence", help="Licence, as the card says it."),
+            click.option("--rank", help="Rank of all modules of an adapter: 16, or a range: 4-16, ..16, 16.."),
+            click.option("--trust", type=click.Choice(["ok", "quarantined"])),
+        )
+    ):
+        command = option(command)
+    return command
+
 
 @click.command()
 @click.argument("text")
@@ -20,31 +40,33 @@ if TYPE_CHECKING:
     "--by", type=click.Choice(["weights", "card", "both"]), default="both", show_default=True,
     help="What is compared with TEXT: what the weights do, what the card says, or both.",
 )  # fmt: skip
-@click.option("--kind", help="checkpoint, component, adapter, embedding or unknown.")
-@click.option("--family", help="sd1, sdxl, flux, zoo …")
-@click.option("--type", "adapter_type", help="Adapter type: lora, loha, dora …")
-@click.option("--base", help="Declared base model.")
-@click.option("--license", "licence", help="Licence, as the card says it.")
-@click.option("--trust", type=click.Choice(["ok", "quarantined"]))
+@filter_options
 @click.option("--limit", type=click.IntRange(1, 1000), default=10, show_default=True)
 @json_option
 def search(text: str, by: Any, limit: int, as_json: bool, **filters: Any) -> None:
     """Find the models that do what TEXT says, with or without a card.
 
     Scores are standard deviations above what unrelated prompts get; "?" marks hits that any text
-    might have brought.
+    might have brought. Upper and lower case are the same to filters.
     """
-    from modelgrove_hub.search.query import Filters
+    from modelgrove_hub.search.filters import Filters
     from modelgrove_hub.search.query import search as ask
 
     show_answer(ask(open_hub(), text, by, Filters(**filters), limit), as_json=as_json, empty="No models to search yet.")
 
 
 def show_answer(answer: Answer, *, as_json: bool, empty: str) -> None:
-    """Print hits and notes."""
+    """Print hits and notes; `empty` when there are neither."""
     if as_json:
         print_json(asdict(answer))
         return
+    if answer.hits or not answer.notes:
+        _print_hits(answer, empty)
+    for note in answer.notes:
+        say(note)
+
+
+def _print_hits(answer: Answer, empty: str) -> None:
     print_table(
         ("", "score", "name", "found by", "type", "family", "licence", "tags"),
         (
@@ -54,5 +76,3 @@ def show_answer(answer: Answer, *, as_json: bool, empty: str) -> None:
         ),
         empty=empty,
     )  # fmt: skip
-    for note in answer.notes:
-        say(note)

@@ -13,22 +13,17 @@ not change the order of models for one text.
 
 from __future__ import annotations
 
-import hashlib
-import logging
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts
-from modelgrove_hub.store.disk import create_temporary, publish, storage_errors
+from modelgrove_hub.search.kept import kept_vectors
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-log = logging.getLogger(__name__)
 
 _SMALLEST = 1e-6
 _NEIGHBOURS = 10
@@ -83,37 +78,4 @@ def prompts() -> list[str]:
 @cache
 def load_background(folder: Path | None = None) -> Background:
     """The background of the default text space; its vectors are kept in `folder`, if given, between runs."""
-    texts = prompts()
-    digest = hashlib.sha256("\n".join([SPACE, *texts]).encode()).hexdigest()[:16]
-    if folder is None:
-        return Background(embed_texts(texts), digest)
-    path = folder / f"background-{digest}.npy"
-    vectors = _read(path, len(texts))
-    if vectors is None:
-        vectors = embed_texts(texts)
-        _write(path, vectors)
-    return Background(vectors, digest)
-
-
-def _read(path: Path, count: int) -> NDArray[np.float32] | None:
-    import numpy as np
-
-    try:
-        vectors = np.load(path, allow_pickle=False)
-        if vectors.shape == (count, WIDTH) and vectors.dtype == np.float32:
-            return np.asarray(vectors, np.float32)
-        log.warning("%s does not hold %d vectors: made again", path, count)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, EOFError) as error:
-        log.warning("%s cannot be read (%s): made again", path, error)
-    return None
-
-
-def _write(path: Path, vectors: NDArray[np.float32]) -> None:
-    import numpy as np
-
-    with storage_errors(path):
-        file, temporary = create_temporary(path.parent)
-        np.save(file, vectors)
-        publish(file, temporary, path)
+    return Background(*kept_vectors("background", prompts(), folder))

@@ -1,0 +1,55 @@
+"""Vectors of texts that ship with the hub: embedded once, kept in a file between runs."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts
+from modelgrove_hub.store.disk import create_temporary, publish, storage_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+
+
+def kept_vectors(name: str, texts: Sequence[str], folder: Path | None) -> tuple[NDArray[np.float32], str]:
+    """Vectors (n, d) of `texts`, and a digest of texts and space; kept in `folder`, if given, as `name`-digest.npy."""
+    digest = hashlib.sha256("\n".join([SPACE, *texts]).encode()).hexdigest()[:16]
+    if folder is None:
+        return embed_texts(texts), digest
+    path = folder / f"{name}-{digest}.npy"
+    vectors = _read(path, len(texts))
+    if vectors is None:
+        vectors = embed_texts(texts)
+        _write(path, vectors)
+    return vectors, digest
+
+
+def _read(path: Path, count: int) -> NDArray[np.float32] | None:
+    import numpy as np
+
+    try:
+        vectors = np.load(path, allow_pickle=False)
+        if vectors.shape == (count, WIDTH) and vectors.dtype == np.float32:
+            return np.asarray(vectors, np.float32)
+        log.warning("%s does not hold %d vectors: made again", path, count)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, EOFError) as error:
+        log.warning("%s cannot be read (%s): made again", path, error)
+    return None
+
+
+def _write(path: Path, vectors: NDArray[np.float32]) -> None:
+    import numpy as np
+
+    with storage_errors(path):
+        file, temporary = create_temporary(path.parent)
+        np.save(file, vectors)
+        publish(file, temporary, path)

@@ -42,19 +42,19 @@ class Filters:
 
     def _conditions(self) -> Iterator[tuple[str, Any]]:
         if self.kind is not None:
-            yield f"kind {self.kind}", Model.kind == self.kind.lower()
+            yield f"kind {self.kind!r}", Model.kind == self.kind.lower()
         if self.family is not None:
-            yield f"family {self.family}", Model.family == self.family.lower()
+            yield f"family {self.family!r}", Model.family == self.family.lower()
         if self.adapter_type is not None:
-            yield f"type {self.adapter_type}", Model.adapter_type == self.adapter_type.lower()
+            yield f"type {self.adapter_type!r}", Model.adapter_type == self.adapter_type.lower()
         if self.base is not None:
-            yield f"base {self.base}", _of_base(self.base)
+            yield f"base {self.base!r}", _of_base(self.base)
         if self.licence is not None:
-            yield f"licence {self.licence}", func.lower(Model.licence) == func.lower(self.licence)
+            yield f"licence {self.licence!r}", func.lower(Model.licence) == func.lower(self.licence)
         if self.rank is not None:
-            yield f"rank {self.rank}", _of_rank(self.rank)
+            yield f"rank {self.rank!r}", _of_rank(self.rank)
         if self.trust is not None:
-            yield f"trust {self.trust}", Model.trust == self.trust
+            yield f"trust {self.trust!r}", Model.trust == self.trust
 
 
 def allowed_revisions(session: Session, filters: Filters) -> list[int] | None:

@@ -11,7 +11,7 @@ import modelgrove_analyzers.zoo
 from modelgrove_hub.cli.expert import expert
 from modelgrove_hub.cli.search import search
 from modelgrove_hub.cli.similar import similar
-from modelgrove_hub.errors import JobFailedError, NotFoundError
+from modelgrove_hub.errors import JobFailedError, NotFoundError, UsageError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.pipeline import ingest
 from modelgrove_hub.settings import settings
@@ -99,6 +99,23 @@ def test_people_read_a_table_and_notes(full_hub):
 def test_filters_reach_the_search(full_hub):
     assert call(search, "a guitar", "--family", "sdxl")["hits"] == []
     assert all(hit["licence"] == "mit" for hit in call(search, "a guitar", "--license", "mit")["hits"])
+
+
+def test_a_filter_that_leaves_nothing_is_named_once(full_hub):
+    assert call(search, "a guitar", "--rank", "900..", text=True) == "No model here is of rank '900..'.\n"
+    assert call(similar, "guitar-daf405b8", "--family", "sdxl", text=True) == "No model here is of family 'sdxl'.\n"
+
+
+def test_ranks_are_those_of_the_weights(full_hub, sample):
+    within = {name for name, row in sample[1].items() if row["recipe"]["rank"] <= 8}
+    assert 0 < len(within) < len(sample[1])
+    found = call(search, "a guitar", "--rank", "..8", "--limit", "100")["hits"]
+    assert {hit["name"].partition("/")[2] for hit in found} == within
+
+
+def test_what_is_no_rank_is_refused(full_hub):
+    with pytest.raises(UsageError, match="16, or a range"):
+        call(search, "a guitar", "--rank", "large")
 
 
 def test_experts_are_listed_with_their_trees(full_hub, sample):

@@ -9,8 +9,10 @@ from safetensors.numpy import save_file
 from sqlmodel import select
 
 from modelgrove_hub.errors import NotFoundError, UsageError
+from modelgrove_hub.search import vectors
 from modelgrove_hub.search.background import load_background
-from modelgrove_hub.search.query import Filters, fuse, search, similar
+from modelgrove_hub.search.filters import Filters
+from modelgrove_hub.search.query import fuse, search, similar
 from modelgrove_hub.search.text import SPACE, embed_texts
 from modelgrove_hub.tables import Blob, Embedding, Expert, Revision
 
@@ -133,6 +135,26 @@ def test_filters_leave_only_models_that_fit(hub, zoo, filters, expected):
     assert names(search(hub, "a cat", filters=filters)) == expected
 
 
+def test_when_filters_leave_no_model_the_answer_says_which(hub, zoo):
+    for answer in (
+        search(hub, "a cat", filters=Filters(adapter_type="dora")),
+        similar(hub, "a/bare0", Filters(adapter_type="dora")),
+    ):
+        assert (answer.hits, answer.nothing) == ((), True)
+        assert answer.notes == ("No model here is of type 'dora'.",)
+
+
+def test_few_models_that_pass_are_found_among_many_in_lists(hub, zoo, place, monkeypatch):
+    monkeypatch.setattr(vectors, "FLAT_UP_TO", 8)
+    monkeypatch.setattr(vectors, "PROBES", 1)
+    for number in range(20):
+        place(f"a/kitten{number}", does="a kitten")
+    place("a/rock", does="a grey rock", licence="gpl")
+    answer = search(hub, "a kitten", by="weights", filters=Filters(licence="GPL"))
+    assert names(answer) == ["a/rock"]
+    assert names(search(hub, "a kitten", by="weights", limit=1))[0].startswith("a/kitten")
+
+
 def test_the_answer_says_what_it_did_not_look_at(hub, zoo, register):
     register("a/waiting")
     answer = search(hub, "a cat")
@@ -169,6 +191,11 @@ def test_similar_models_do_the_same(hub, zoo, place):
     assert 0 < answer.hits[0].score <= 1
     assert "a/documented0" not in names(answer)
     assert answer.notes == ()
+
+
+def test_similar_models_can_be_filtered(hub, zoo, place):
+    place("a/lynx", does="a lynx", family="sdxl")
+    assert names(similar(hub, "a/documented0", Filters(family="sdxl"))) == ["a/lynx"]
 
 
 def test_similar_falls_back_to_cards_and_says_so(hub, zoo, place):

@@ -130,6 +130,31 @@ def test_a_populated_database_keeps_every_row_through_an_upgrade_and_back(
     assert run.check(database_url) == []
 
 
+def test_adapters_keep_their_family_as_their_tree_and_nothing_else_is_told(database_url: str) -> None:
+    run.upgrade(database_url, "0001")
+    facts = {"a/lora": ("adapter", "sd1"), "a/strange": ("adapter", "unknown"), "a/base": ("checkpoint", "sd1")}
+    _execute(
+        database_url,
+        *(
+            "INSERT INTO model (name, kind, family, tags, card, trust, created_at, updated_at) VALUES "
+            f"('{name}', '{kind}', '{family}', '[]', '', 'ok', '2026-01-01 00:00:00', '2026-01-01 00:00:00')"
+            for name, (kind, family) in facts.items()
+        ),
+    )
+    before = _contents(database_url)
+    run.upgrade(database_url, "0002")
+
+    engine = connect(database_url)
+    with transaction(engine) as session:
+        found = {model.name: (model.tree, model.tree_reason) for model in session.exec(select(Model))}
+    engine.dispose()
+    tree, reason = found.pop("a/lora")
+    assert (tree, reason["by"]) == ("sd1", "family")
+    assert list(found.values()) == [(None, None)] * 2
+    run.downgrade(database_url, "0001")
+    assert _contents(database_url) == before
+
+
 def test_a_migration_that_fails_changes_nothing(
     database_url: str, newer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

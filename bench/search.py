@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import random
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,9 +40,10 @@ from torch import Tensor
 import modelgrove_analyzers.zoo
 from modelgrove_analyzers.encoders.deltas import read_model
 from modelgrove_analyzers.encoders.dense import Dense
-from modelgrove_analyzers.encoders.embedder import LoraEmbedder
+from modelgrove_analyzers.encoders.embedder import Fitted, LoraEmbedder
 from modelgrove_analyzers.encoders.features import common_layers, stacked
 from modelgrove_analyzers.encoders.gram_ridge import GramRidge
+from modelgrove_analyzers.encoders.judge import Judge
 from modelgrove_analyzers.encoders.lesson import Lesson
 from modelgrove_analyzers.encoders.mvprobe import MVProbe
 from modelgrove_analyzers.encoders.probex import ProbeX
@@ -99,6 +99,10 @@ class Zoo:
     seconds: float
     """CPU time to read one model's features."""
 
+    def places(self, samples: Sequence[Sample]) -> list[int]:
+        """The numbers of the samples' concepts."""
+        return [self.concepts.index(sample.concept) for sample in samples]
+
 
 def load(folder: Path, most: int | None) -> Zoo:
     rows = [json.loads(line) for line in (folder / "truth.jsonl").read_text("utf-8").splitlines()]
@@ -132,19 +136,34 @@ def split(zoo: Zoo, seed: int) -> tuple[list[Sample], list[Sample]]:
     return train, test
 
 
-def measure(zoo: Zoo, encoder: str, seed: int, quick: bool) -> dict[str, float]:
+@dataclass(frozen=True)
+class Learned:
+    """An encoder fitted on some models of a zoo, and what it knows."""
+
+    fitted: Fitted
+    judge: Judge
+    columns: int
+    known: NDArray[np.bool_]
+    """(concepts,)"""
+    texts: NDArray[np.float32]
+    """(labels, d) that it was fitted on."""
+    seconds: float
+    """CPU time to fit."""
+
+    def placed(self, samples: Sequence[Sample]) -> Tensor:
+        return torch.cat([self.fitted.place(stacked([s.first(self.columns)], self.fitted.shapes)) for s in samples])
+
+
+def learn(zoo: Zoo, train: Sequence[Sample], encoder: str, seed: int, quick: bool) -> Learned:
     plugin, options = ENCODERS[encoder]
     if quick and "epochs" in plugin.Params.model_fields:
         options = {**options, "epochs": QUICK_EPOCHS}
     params: Any = plugin.Params(**options)
-    background = load_background()
-    train, test = split(zoo, seed)
-    place = {concept: i for i, concept in enumerate(zoo.concepts)}
     models = [sample.first(params.columns) for sample in train]
     lesson = Lesson(
         stacked(models, common_layers(models)),
-        zoo.labels[[place[s.concept] for s in train]],
-        background,
+        zoo.labels[zoo.places(train)],
+        load_background(),
         params.alike,
         torch.Generator().manual_seed(seed),
         base=BASE,
@@ -152,29 +171,22 @@ def measure(zoo: Zoo, encoder: str, seed: int, quick: bool) -> dict[str, float]:
     )
     started = time.process_time()
     fitted, judge = plugin().learn(lesson, params)
-    fit_seconds = time.process_time() - started
+    assert isinstance(judge, Judge)
+    seconds = time.process_time() - started
+    known = np.isin(np.arange(len(zoo.concepts)), zoo.places(train))
+    return Learned(fitted, judge, params.columns, known, lesson.texts.numpy(), seconds)
 
-    def placed(samples: Sequence[Sample]) -> Tensor:
-        return torch.cat([fitted.place(stacked([s.first(params.columns)], fitted.shapes)) for s in samples])
 
-    started = time.process_time()
-    vectors = placed(test)
-    embed_seconds = (time.process_time() - started) / len(test) + zoo.seconds
-    own = np.array([place[s.concept] for s in test])
-    held = np.array([s.held_out for s in test])
-    known = np.zeros(len(zoo.concepts), bool)
-    known[[place[s.concept] for s in train]] = True
-    texts, every = zoo.labels.numpy(), np.ones_like(known)
-    others = judge.known.vectors.numpy()
-    plain_margins = background.margins(vectors.numpy(), texts, others)
-    margins = plain_margins - judge.loss * known
-    plain_scores = background.scores(vectors.numpy(), texts)
-    scores = ranking_keys(background, vectors.numpy(), texts, lesson.texts.numpy())
-    right = own[:, None] == np.arange(len(zoo.concepts))
-    neighbours = (vectors @ placed(train).T).argmax(1)
-    nearest = np.array([train[i].concept == s.concept for i, s in zip(neighbours.tolist(), test, strict=True)])
+def found(zoo: Zoo, learned: Learned, test: Sequence[Sample], vectors: NDArray[np.float32]) -> dict[str, float]:
+    """What is measured of tested models alone, from where they are placed."""
+    background, texts, known = load_background(), zoo.labels.numpy(), learned.known
+    own, held = np.array(zoo.places(test)), np.array([s.held_out for s in test])
+    plain_margins = background.margins(vectors, texts, learned.judge.known.vectors.numpy())
+    margins = plain_margins - learned.judge.loss * known
+    plain_scores = background.scores(vectors, texts)
+    scores = ranking_keys(background, vectors, texts, learned.texts)
+    right, every = own[:, None] == np.arange(len(zoo.concepts)), np.ones_like(known)
     return {
-        "train": len(train),
         "test": len(test),
         "in_dist": top1(margins[~held], own[~held], known),
         "zero_shot": top1(margins[held], own[held], ~known),
@@ -184,13 +196,27 @@ def measure(zoo: Zoo, encoder: str, seed: int, quick: bool) -> dict[str, float]:
         "map_known": retrieval(scores[:, known], right[:, known])["map"],
         "plain_p1": retrieval(plain_scores[:, ~known], right[:, ~known])["p1"],
         "plain_generalised": top1(plain_margins[held], own[held], every),
-        "loss": judge.loss,
-        "knn": float(nearest[~held].mean()),
-        "missed": judge.metrics()["missed"],
-        "false_alarms": judge.metrics()["false_alarms"],
-        "fit_s": fit_seconds,
+    }
+
+
+def measure(zoo: Zoo, encoder: str, seed: int, quick: bool) -> dict[str, float]:
+    train, test = split(zoo, seed)
+    learned = learn(zoo, train, encoder, seed, quick)
+    started = time.process_time()
+    vectors = learned.placed(test)
+    embed_seconds = (time.process_time() - started) / len(test) + zoo.seconds
+    neighbours = (vectors @ learned.placed(train).T).argmax(1)
+    nearest = [train[i].concept == s.concept for i, s in zip(neighbours.tolist(), test, strict=True) if not s.held_out]
+    return {
+        "train": len(train),
+        **found(zoo, learned, test, vectors.numpy()),
+        "loss": learned.judge.loss,
+        "knn": float(np.mean(nearest)),
+        "missed": learned.judge.metrics()["missed"],
+        "false_alarms": learned.judge.metrics()["false_alarms"],
+        "fit_s": learned.seconds,
         "embed_ms": 1000 * embed_seconds,
-        "parameters": sum(tensor.numel() for tensor in fitted.tensors().values()),
+        "parameters": sum(tensor.numel() for tensor in learned.fitted.tensors().values()),
     }
 
 
@@ -219,13 +245,13 @@ def retrieval(scores: NDArray[np.float32], right: NDArray[np.bool_]) -> dict[str
 
 def summary(rows: Sequence[dict[str, float]]) -> dict[str, tuple[float, float]]:
     """Mean and standard deviation over the seeds."""
-    return {
-        name: (statistics.mean(row[name] for row in rows), statistics.pstdev([row[name] for row in rows]))
-        for name in rows[0]
-    }
+    values = {name: [row[name] for row in rows] for name in rows[0]}
+    return {name: (float(np.mean(several)), float(np.std(several))) for name, several in values.items()}
 
 
 def shown(mean: float, spread: float) -> str:
+    if np.isnan(mean):
+        return "–"
     return f"{mean:.3f} ± {spread:.3f}" if abs(mean) < 100 else f"{mean:,.0f}"
 
 
@@ -238,15 +264,15 @@ def main(zoo: Path, encoders: tuple[str, ...], quick: bool, as_json: bool) -> No
     """Measure text search over the LoRAs of ZOO; the shipped sample when left out."""
     torch.set_num_threads(1)
     loaded = load(zoo, QUICK_MODELS if quick else None)
-    found = {}
+    measured = {}
     for encoder in encoders or ENCODERS:
-        found[encoder] = [measure(loaded, encoder, seed, quick) for seed in range(1 if quick else SEEDS)]
+        measured[encoder] = [measure(loaded, encoder, seed, quick) for seed in range(1 if quick else SEEDS)]
         click.echo(f"{encoder}: done", err=True)
     if as_json:
-        click.echo(json.dumps({"zoo": str(zoo), "encoders": found}, indent=2))
+        click.echo(json.dumps({"zoo": str(zoo), "encoders": measured}, indent=2))
         return
-    table = Table("measure", *found, title=f"{zoo}: {len(loaded.samples)} LoRAs, {len(loaded.concepts)} concepts")
-    columns = [summary(rows) for rows in found.values()]
+    table = Table("measure", *measured, title=f"{zoo}: {len(loaded.samples)} LoRAs, {len(loaded.concepts)} concepts")
+    columns = [summary(rows) for rows in measured.values()]
     for name in columns[0]:
         table.add_row(name, *(shown(*column[name]) for column in columns))
     Console(width=200).print(table)

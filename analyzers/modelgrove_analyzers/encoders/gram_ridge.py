@@ -43,7 +43,7 @@ class GramOptions(Options):
     """How an expert is fitted."""
 
     columns: int = Field(4, ge=1, le=64, description="Directions kept of each layer's update.")
-    ask: bool = Field(True, description="Ask the base, if registered, for words: two passes each for 1,230 of them.")
+    ask: bool = Field(True, description="Ask the base, if registered, for words: 1,230 passes of its denoiser.")
 
 
 @dataclass(frozen=True)

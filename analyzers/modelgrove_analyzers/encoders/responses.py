@@ -3,7 +3,7 @@
 The base draws a word by changing what its layers put out. An adapter trained on pictures of the same thing
 under a prompt that says nothing makes its layers put out the same change. So for layer l with the inputs
 x (positions, in) under a neutral prompt, and the outputs o(w) (positions, out) under the word w at the same
-noised latents,
+noised latent,
 
     G_l(w) = Σ_positions (o(w) − mean_w o(w)) xᵀ
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from modelgrove_analyzers.encoders.denoiser import Denoiser
 
 NEUTRAL = "a picture of an object"
-TIMESTEPS = (500, 800)
-"""Of a thousand: early enough for a word to decide what is drawn."""
+TIMESTEP = 750
+"""Of a thousand: early enough for a word to decide what is drawn. A second one told no more (decision 0009)."""
 DIRECTIONS = 4
 """m, the input directions kept."""
-_BATCH = 32
+_BATCH = 64
 
 
 class Response(NamedTuple):
@@ -47,14 +47,14 @@ def responses(
     import torch
 
     with torch.inference_mode(), _captured(denoiser, layers) as (modules, seen):
-        latents, times = _probes(denoiser)
-        _run(denoiser, latents, times, [NEUTRAL])
+        latent, time = _noised(denoiser)
+        denoiser.unet(latent, time, denoiser.states([NEUTRAL]))
         leading = {name: _leading(seen[name][0]) for name in modules}
         found: dict[str, list[Tensor]] = {name: [] for name in modules}
         for start in range(0, len(words), _BATCH):
             progress(start / len(words))
             asked = words[start : start + _BATCH]
-            _run(denoiser, latents, times, asked)
+            denoiser.unet(latent.repeat(len(asked), 1, 1, 1), time, denoiser.states(asked))
             for name, (_, weights) in leading.items():
                 outputs = seen[name][1].view(len(asked), len(weights), -1)
                 found[name].append(torch.einsum("wpo,pm->wom", outputs, weights).flatten(1))
@@ -62,20 +62,13 @@ def responses(
     return {name: Response(leading[name][0].clone(), (rows - rows.mean(0)).clone()) for name, rows in stacked.items()}
 
 
-def _probes(denoiser: Denoiser) -> tuple[Tensor, Tensor]:
-    """Noised latents (n, c, h, w) and their timesteps (n,): noise around the mean picture, which is zero."""
+def _noised(denoiser: Denoiser) -> tuple[Tensor, Tensor]:
+    """A latent (1, c, h, w), noise around the mean picture, which is zero, and its timestep ()."""
     import torch
 
-    times = torch.tensor(TIMESTEPS) * len(denoiser.alphas_cumprod) // 1000
-    noise = torch.randn(len(times), *denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
-    return noise * (1 - denoiser.alphas_cumprod[times]).sqrt().view(-1, 1, 1, 1), times
-
-
-def _run(denoiser: Denoiser, latents: Tensor, times: Tensor, texts: Sequence[str]) -> None:
-    """One pass over all texts, each at all probes: (texts · probes, …), text by text."""
-    states = denoiser.states(texts).repeat_interleave(len(times), dim=0)
-    count = len(texts)
-    denoiser.unet(latents.repeat(count, 1, 1, 1), times.repeat(count), states)
+    time = torch.tensor(TIMESTEP * len(denoiser.alphas_cumprod) // 1000)
+    noise = torch.randn(1, *denoiser.latent_shape, generator=torch.Generator().manual_seed(0))
+    return noise * (1 - denoiser.alphas_cumprod[time]).sqrt(), time
 
 
 def _leading(inputs: Tensor) -> tuple[Tensor, Tensor]:

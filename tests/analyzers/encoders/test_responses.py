@@ -3,7 +3,7 @@ import torch
 from zoo_models import BASE
 
 from modelgrove_analyzers.encoders.denoiser import open_denoiser
-from modelgrove_analyzers.encoders.responses import DIRECTIONS, NEUTRAL, TIMESTEPS, responses
+from modelgrove_analyzers.encoders.responses import DIRECTIONS, NEUTRAL, TIMESTEP, responses
 
 WORDS = ("cat", "a red house", "fire")
 TIME_LAYER = "down_blocks_0_resnets_0_time_emb_proj"
@@ -21,7 +21,7 @@ def test_what_a_word_does_to_the_time_embedding_is_found(denoiser):
     module = unet.get_submodule("down_blocks.0.resnets.0.time_emb_proj")
 
     def embedded(text):
-        times = unet.time_embedding(unet.time_proj(torch.tensor(TIMESTEPS)).float())
+        times = unet.time_embedding(unet.time_proj(torch.tensor([TIMESTEP])).float())
         return torch.nn.functional.silu(times + unet.add_embedding(denoiser.states([text])))
 
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_text_states_are_answered_token_by_token(denoiser):
     module = denoiser.unet.get_submodule("up_blocks.0.attentions.0.transformer_blocks.0.attn2.to_v")
     neutral, states = denoiser.states([NEUTRAL])[0], denoiser.states(WORDS)
     outputs = states @ module.weight.T
-    updates = len(TIMESTEPS) * torch.einsum("wpo,pi->woi", outputs - outputs.mean(0), neutral)
+    updates = torch.einsum("wpo,pi->woi", outputs - outputs.mean(0), neutral)
     found = responses(denoiser, WORDS, [TEXT_LAYER])[TEXT_LAYER]
     expected = (updates @ found.inputs).flatten(1)
     torch.testing.assert_close(found.words, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

@@ -10,6 +10,7 @@ from modelgrove_kernels.lowrank import (
     canonical,
     gram,
     inner,
+    leading,
     merge,
     second_moment_gram,
     second_moment_inner,
@@ -142,6 +143,25 @@ def test_gram_matrices_hold_all_pairs():
         for j, b in enumerate(updates):
             assert float(whole[i, j]) == pytest.approx(inner(a, b), rel=1e-12, abs=1e-12)
     assert torch.linalg.eigvalsh(second_moment_gram(updates)).min() > -1e-9
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((9, 5), 64), ((5, 9), 3), ((130, 300), 8), ((400, 300), 8)])
+def test_leading_directions_are_those_of_the_singular_value_decomposition(shape, rank):
+    generator = torch.Generator().manual_seed(0)
+    X = torch.randn(shape, generator=generator) @ torch.diag(0.7 ** torch.arange(shape[1]))
+    found, expected = leading(X, rank), torch.linalg.svdvals(X.double())[:rank]
+    # The matrices that are not decomposed whole lose 0.7¹⁸ of the largest value, and its fifth power after two passes.
+    torch.testing.assert_close(found.S.double(), expected, atol=1e-5 * float(expected[0]), rtol=1e-4)
+    torch.testing.assert_close(X @ found.V, found.U * found.S, atol=1e-3 * float(expected[0]), rtol=0)
+    assert found.T.U is found.V
+    again = leading(X, rank)
+    assert torch.equal(found.U, again.U)
+    assert torch.equal(leading(X.half(), rank).S, leading(X.half().float(), rank).S)
+
+
+def test_leading_directions_of_what_is_not_finite_are_refused():
+    with pytest.raises(ValueError, match="NaN"):
+        leading(torch.full((40, 300), torch.inf), 2)
 
 
 def test_factors_that_make_no_update_are_refused():

@@ -117,12 +117,14 @@ def read_deltas(model: InputModel, reference: Mapping[str, Tensor], columns: int
     """The `columns` leading directions of what is different from the reference, one matrix in memory at a time.
 
     Raises:
-        DataError: a layer has another shape than the reference's, holds values that are not finite, or nothing
-            differs by more than rounding.
+        DataError: there is no layer of the reference, one has another shape there or holds values that are not
+            finite, or nothing differs by more than rounding.
     """
     from modelgrove_kernels.lowrank import leading
 
     matrices = Matrices(model.name, model.tensors())
+    if not matrices.keys() & reference.keys():
+        raise DataError(f"{model.name} has none of the expert's layers, such as {next(iter(reference))}")
     layers = {}
     for layer in reference:
         if layer not in matrices:

@@ -6,8 +6,10 @@ from click.testing import CliRunner
 from PIL import Image
 
 from modelgrove_analyzers.zoo.base_folder import write_base
+from modelgrove_analyzers.zoo.classifiers import Schedule
 from modelgrove_analyzers.zoo.cli import zoo
-from modelgrove_hub.errors import NotFoundError
+from modelgrove_analyzers.zoo.digits import BaseRecipe, grow_digits
+from modelgrove_hub.errors import NotFoundError, UsageError
 
 
 @pytest.fixture
@@ -53,6 +55,16 @@ def test_shapes_are_grown_and_shown_with_their_own_pictures(base_folder, tmp_pat
         real = np.asarray(image.crop((130, 0, 262, 66))).reshape(-1, 3)
     # Of the two drawings at the left something is red: real pictures in these rows would be others.
     assert ((real[:, 0] > 190) & (real[:, 1:] < 70).all(1)).any()
+
+
+def test_digits_are_grown_on_the_base_that_is_there(tmp_path):
+    grow_digits([], tmp_path / "g", BaseRecipe(pictures=200, schedule=Schedule(2e-3, 0.01, 5)))
+    grown = ["grow", tmp_path / "g", "--population", "digits", "--models", 3, "--steps", 2, 3]
+    rows = json.loads(run(*grown, "--json").stdout)
+    assert [row["concept"] for row in rows] == ["digits"] * 3
+    assert all(2 <= row["recipe"]["schedule"]["steps"] <= 3 for row in rows)
+    with pytest.raises(UsageError, match="the digits have none"):
+        run(*grown, "--concept", "seven")
 
 
 def test_sheet_draws_prompts(base_folder, tmp_path):

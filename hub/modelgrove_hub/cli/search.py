@@ -46,7 +46,7 @@ def filter_options(command: Command) -> Command:
 def search(text: str, by: Any, limit: int, as_json: bool, **filters: Any) -> None:
     """Find the models that do what TEXT says, with or without a card.
 
-    Scores are standard deviations above what unrelated prompts get; "?" marks hits that any text
+    Scores are standard deviations above what unrelated prompts get at best; "?" marks hits that any text
     might have brought. Upper and lower case are the same to filters.
     """
     from modelgrove_hub.search.filters import Filters

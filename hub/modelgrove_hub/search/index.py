@@ -68,11 +68,13 @@ def open_index(hub: Hub, side: str, space: str, background: Background) -> Vecto
     with hub.reading() as session:
         wanted = version_of(session, side, space, background)
     with _opening, storage_errors(path):
-        opened = _latest(path)
+        opened = _latest(path, _opened.get(path))
         if opened is None or opened.version != wanted:
             with _single_writer(path.parent), hub.reading() as session:
+                opened = _latest(path, opened)  # another process may have been quicker
                 wanted = version_of(session, side, space, background)
-                opened = _refreshed(session, path, wanted, background)
+                if opened is None or opened.version != wanted:
+                    opened = _refreshed(session, path, opened, wanted, background)
         _opened[path] = opened
     return opened.index
 
@@ -89,9 +91,8 @@ def version_of(session: Session, side: str, space: str, background: Background) 
     return Version(side, space, int(count), int(id_sum or 0), newest.isoformat() if newest else "", background.digest)
 
 
-def _latest(path: Path) -> _Opened | None:
-    """The index in memory if its file is still the same, else that of the file; None when there is no good one."""
-    opened = _opened.get(path)
+def _latest(path: Path, opened: _Opened | None) -> _Opened | None:
+    """What is open already if its file is still the same, else the file's; None when there is no good one."""
     if opened is not None and opened.identity == identity_of(path):
         return opened
     try:
@@ -106,11 +107,10 @@ def _latest(path: Path) -> _Opened | None:
         return None
 
 
-def _refreshed(session: Session, path: Path, wanted: Version, background: Background) -> _Opened:
+def _refreshed(
+    session: Session, path: Path, opened: _Opened | None, wanted: Version, background: Background
+) -> _Opened:
     """The index as `wanted`, with its file written again if much has changed."""
-    opened = _latest(path)  # another process may have been quicker
-    if opened is not None and opened.version == wanted:
-        return opened
     ids = _ids(session, wanted)
     updated = _updated(session, opened, wanted, ids, background) if opened is not None else None
     if updated is not None and updated.unsaved <= _UNSAVED * len(updated.index):
@@ -122,13 +122,15 @@ def _refreshed(session: Session, path: Path, wanted: Version, background: Backgr
 
 
 def _updated(session: Session, opened: _Opened, wanted: Version, ids: Ids, background: Background) -> _Opened | None:
-    """A copy with the rows that changed; None when these are not known, or the index has outgrown its kind."""
+    """With the rows that changed; None when these are not known, or the index has outgrown its kind."""
     import numpy as np
 
     held, lists = opened.version, opened.index.lists
     if held.background != wanted.background or not held.newest or lists_for(len(ids), lists) != lists:
         return None
-    index, newest = opened.index.copy(), datetime.fromisoformat(held.newest)
+    newest = datetime.fromisoformat(held.newest)
+    # Others may be searching what is in memory; what was just read from the file is ours alone.
+    index = opened.index.copy() if opened in _opened.values() else opened.index
     gone = np.setdiff1d(index.ids, ids)
     index.remove(gone)
     changed = len(gone)

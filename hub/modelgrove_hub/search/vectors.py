@@ -2,8 +2,8 @@
 
 Inverted lists (Sivic and Zisserman, ICCV 2003) are cells around k-means centres; a search looks into the cells
 nearest to the query. Vectors in cells are kept as float16: half the bytes, and search scores what it found again,
-with the vectors of the database. HNSW was measured too (bench/README.md): it takes ten times as long to build, twice
-the memory, and cannot remove.
+with the vectors of the database. HNSW was measured too (bench/README.md): it takes more than ten times as long to
+build and twice the memory, and cannot remove.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 FLAT_UP_TO = 50_000
 """Vectors up to which all are compared: some 6 ms for 384 numbers each on one thread."""
-PROBES = 32
-"""Lists that a search looks into."""
+LOOKED_AT = 24_000
+"""Vectors that a search in lists compares, on average: some 2.5 ms."""
 SAMPLE = 40
 """Vectors a list that k-means sees: 39 is what FAISS asks for at least."""
 _ROUNDS = 8
 _ENOUGH = 8
-"""How many times `limit` vectors the searched lists hold at least, on average."""
+"""How many times `limit` vectors it compares at least."""
 
 
 def lists_for(count: int, now: int | None = None) -> int:
@@ -100,8 +100,8 @@ class VectorIndex:
         if allowed is not None:
             options["sel"] = faiss.IDSelectorBitmap(_bitmap(np.asarray(allowed, np.int64)))
         if self.lists:
-            enough = math.ceil(_ENOUGH * limit * self.lists / len(self))
-            options["nprobe"] = self.lists if allowed is not None else min(self.lists, max(PROBES, enough))
+            share = 1 if allowed is not None else min(1, max(LOOKED_AT, _ENOUGH * limit) / len(self))
+            options["nprobe"] = math.ceil(share * self.lists)
         parameters = faiss.SearchParametersIVF(**options) if self.lists else faiss.SearchParameters(**options)
         scores, ids = self._index.search(np.ascontiguousarray(query[None], np.float32), limit, params=parameters)
         return [(int(i), float(s)) for i, s in zip(ids[0], scores[0], strict=True) if i >= 0]

@@ -146,7 +146,7 @@ def test_when_filters_leave_no_model_the_answer_says_which(hub, zoo):
 
 def test_few_models_that_pass_are_found_among_many_in_lists(hub, zoo, place, monkeypatch):
     monkeypatch.setattr(vectors, "FLAT_UP_TO", 8)
-    monkeypatch.setattr(vectors, "PROBES", 1)
+    monkeypatch.setattr(vectors, "LOOKED_AT", 1)
     for number in range(20):
         place(f"a/kitten{number}", does="a kitten")
     place("a/rock", does="a grey rock", licence="gpl")

@@ -63,7 +63,7 @@ def test_after_any_steps_an_index_finds_what_comparing_all_finds(lists, steps, a
 
 @pytest.mark.parametrize("lists", KINDS)
 def test_allowed_ids_are_found_in_the_farthest_list(lists, monkeypatch):
-    monkeypatch.setattr(module, "PROBES", 1)
+    monkeypatch.setattr(module, "LOOKED_AT", 1)
     vectors = draw(300)
     index = empty(lists)
     index.replace(np.arange(300), vectors)

@@ -83,9 +83,9 @@ def settle(session: Session, store: BlobStore, family: str) -> None:
     query = select(Model).where(
         Model.family == family, Model.kind == ModelKind.ADAPTER, Model.trust == Trust.OK, Model.family != _UNKNOWN
     )
-    for adapter in session.exec(query.order_by(col(Model.id))).all():
-        if adapter.tree is None or (adapter.tree_reason or {}).get("by") == "family":
-            decide(session, store, adapter)
+    unseen = col(Model.tree).is_(None) | (col(Model.tree_reason)["by"].as_string() == "family")
+    for adapter in session.exec(query.where(unseen).order_by(col(Model.id))).all():
+        decide(session, store, adapter)
 
 
 def check_declared(session: Session, model: Model) -> None:

@@ -84,11 +84,11 @@ def _judge(
     kernel: Tensor, lesson: Lesson, regulariser: float, folds: int, said: Said | None = None
 ) -> Judge | ClassJudge:
     _, placed = _fit(kernel, lesson.labels, regulariser)
-    trials = [_trial(kernel, lesson, regulariser, left_out, said) for left_out in _label_folds(lesson, folds)]
     known = Placed(blended(placed, said) if said else placed, lesson.names)
     setting = {"regulariser": regulariser} | ({"share": said.share} if said else {})
     if lesson.classes is not None:
         return ClassJudge(lesson.classes, lesson.classes.carried, known.vectors, lesson.background, setting)
+    trials = [_trial(kernel, lesson, regulariser, left_out, said) for left_out in _label_folds(lesson, folds)]
     return Judge(lesson.texts, known, trials, lesson.background, setting)
 
 

@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     database_url: str = Field("", description="SQLAlchemy URL; empty means SQLite in `home`.")
     store_url: str = Field("", description="fsspec URL of the blob store; empty means a folder in `home`.")
     broker_url: str = Field("", description="Celery broker URL; empty means a folder in `home`, no server.")
+    text_encoder: Path | None = Field(
+        None, description="Folder of the sentence-transformers model that reads texts; empty means the MiniLM included."
+    )
     plugins: str = Field("", description="Comma-separated allow-list of plugins; empty means all.")
     safe_mode: bool = Field(False, description="Load only modelgrove's own plugins.")
     lease_seconds: float = Field(30.0, gt=0, description="A running job is taken back when silent this long.")

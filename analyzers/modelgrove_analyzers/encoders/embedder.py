@@ -78,7 +78,7 @@ class LoraEmbedder(ABC):
             UsageError: fewer than eight are left, or all of them have the same label.
         """
         from modelgrove_hub.search.background import load_background
-        from modelgrove_hub.search.text import SPACE
+        from modelgrove_hub.search.text import text_space
 
         documented = read_documented(context, params.columns, 0.6)
         background = load_background()
@@ -99,7 +99,7 @@ class LoraEmbedder(ABC):
         saved = Saved(params.columns, fitted.shapes, tensors, used_of(documented.reference, fitted.shapes))
         write_tensors(saved, context.writer(FILE, metadata(self._form, saved)))
         report = {
-            "text_space": SPACE,
+            "text_space": text_space(),
             "models": len(layers),
             "left_aside": documented.left_aside,
             "layers": list(fitted.shapes),

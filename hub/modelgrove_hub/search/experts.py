@@ -6,6 +6,7 @@ one group. Fitting is a job of an embedder plugin; placing models is quick and h
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -16,7 +17,7 @@ from sqlalchemy import case
 from sqlmodel import Session, col, delete, func, select
 
 from modelgrove_hub.contracts import Embedder, Kind
-from modelgrove_hub.errors import ModelgroveError, NotFoundError, PluginError
+from modelgrove_hub.errors import CorruptFileError, ModelgroveError, NotFoundError, PluginError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.plugins import get_plugin
 from modelgrove_hub.registry.inputs import load_input
@@ -24,7 +25,7 @@ from modelgrove_hub.registry.trees import find_root
 from modelgrove_hub.search.background import load_background
 from modelgrove_hub.search.cards import label_texts, search_text
 from modelgrove_hub.search.seen import LABELS
-from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts
+from modelgrove_hub.search.text import embed_texts, text_space
 from modelgrove_hub.tables import NETWORKS, Embedding, Expert, Job, Model, ModelKind, Revision, Trust
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ def groups(session: Session) -> dict[Group, int]:
 
 
 def newest_experts(session: Session) -> dict[Group, Expert]:
-    """The newest expert of every group that has one."""
-    return {Group(one.tree, one.kind): one for one in session.exec(select(Expert).order_by(col(Expert.id)))}
+    """The newest expert of every group that has one in the text space in force."""
+    query = select(Expert).where(Expert.text_space == text_space()).order_by(col(Expert.id))
+    return {Group(one.tree, one.kind): one for one in session.exec(query)}
 
 
 def training_inputs(session: Session, tree: str, kind: str | None = None) -> list[int]:
@@ -117,11 +119,31 @@ def known_labels(hub: Hub, expert: Expert) -> NDArray[np.float32] | None:
     """The labels (l, d) that an expert was fitted on, centred, from its file; None when it has none.
 
     Nor are there any when the store has lost the file, which `fsck` tells: vectors can be searched without it.
+
+    Raises:
+        CorruptFileError: the file is damaged.
     """
     try:
-        return _labels_in(hub.store.path(expert.blob))
+        return _labels_in(_sound_file(hub, expert))
     except NotFoundError:
         return None
+
+
+def _sound_file(hub: Hub, expert: Expert) -> Path:
+    """The expert's file, whose bytes are those that were stored: a flipped bit would be a wrong answer in silence."""
+    file = hub.store.path(expert.blob)
+    if not _has_hash(file, file.stat().st_mtime_ns, expert.blob):
+        raise CorruptFileError(
+            f"{file}, the file of expert {expert.encoder} v{expert.version} for tree {expert.tree}, is damaged: "
+            f"fit another one, `modelgrove expert fit --tree {expert.tree} --kind {expert.kind}`"
+        )
+    return file
+
+
+@lru_cache(maxsize=16)
+def _has_hash(file: Path, _changed: int, sha256: str) -> bool:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest() == sha256
 
 
 @lru_cache(maxsize=16)
@@ -148,15 +170,16 @@ def record_expert(session: Session, job: Job, outputs: Mapping[str, Any]) -> Exp
     blob, report = outputs["artefacts"].get(FILE), outputs["report"]
     if blob is None:
         raise PluginError(f"plugin {job.plugin!r} left no artefact {FILE!r}, which is what an embedder makes")
-    if report.get("text_space", SPACE) != SPACE:
-        raise PluginError(f"plugin {job.plugin!r} made an expert for space {report['text_space']!r}, not {SPACE!r}")
+    space = text_space()
+    if report.get("text_space", space) != space:
+        raise PluginError(f"plugin {job.plugin!r} made an expert for space {report['text_space']!r}, not {space!r}")
     tree, encoder = job.target or "unknown", job.plugin.partition(".")[2]
     same = select(func.max(Expert.version)).where(Expert.tree == tree, Expert.encoder == encoder)
     fitted_on = select(Model.kind).join(Revision, col(Revision.model_id) == col(Model.id)).limit(1)
     learned = session.exec(fitted_on.where(col(Revision.id).in_(job.inputs))).first()
     expert = Expert(
         tree=tree, kind=ModelKind.CHECKPOINT if learned in NETWORKS else ModelKind.ADAPTER, encoder=encoder,
-        version=(session.exec(same).one() or 0) + 1, text_space=SPACE, blob=blob,
+        version=(session.exec(same).one() or 0) + 1, text_space=space, blob=blob,
         layers=list(report.get("layers", ())), calibration=dict(report.get("calibration", {})),
         metrics=dict(report.get("metrics", {})),
     )  # fmt: skip
@@ -199,7 +222,7 @@ def _embedded(session: Session, group: Group) -> int:
         select(func.count(func.distinct(Model.id)))
         .join(Revision, col(Revision.model_id) == col(Model.id))
         .join(Embedding, col(Embedding.revision_id) == col(Revision.id))
-        .where(*_members(session, group), Embedding.side == WEIGHTS)
+        .where(*_members(session, group), Embedding.side == WEIGHTS, Embedding.text_space == text_space())
     )
     return session.exec(query).one()
 
@@ -216,7 +239,7 @@ def _embed_weights(hub: Hub, expert: Expert, done: Embedded, progress: Progress)
     plugin = get_plugin(f"{Kind.EMBEDDER}.{expert.encoder}", hub.settings)()
     if not isinstance(plugin, Embedder):
         raise PluginError(f"plugin embedder.{expert.encoder} has no method `embed`")
-    file = hub.store.path(expert.blob)
+    file = _sound_file(hub, expert)
     with hub.reading() as session:
         by_it = select(Embedding.revision_id).where(Embedding.side == WEIGHTS, Embedding.expert_id == expert.id)
         missing = list(_latest(session, Group(expert.tree, expert.kind), ~col(Revision.id).in_(by_it)))
@@ -250,8 +273,9 @@ def _place(hub: Hub, plugin: Embedder, file: Path, revision: Revision) -> NDArra
     import numpy as np
 
     vector = np.asarray(plugin.embed(file, load_input(hub, cast(int, revision.id))), np.float32)
-    if vector.shape != (WIDTH,) or not abs(float(np.linalg.norm(vector)) - 1) < _LENGTH_TOLERANCE:
-        raise PluginError(f"plugin embedder.{plugin.name} gave {vector.shape} numbers, not {WIDTH} of length one")
+    width = load_background(hub.settings.index).vectors.shape[1]
+    if vector.shape != (width,) or not abs(float(np.linalg.norm(vector)) - 1) < _LENGTH_TOLERANCE:
+        raise PluginError(f"plugin embedder.{plugin.name} gave {vector.shape} numbers, not {width} of length one")
     return vector
 
 
@@ -260,7 +284,8 @@ def _place(hub: Hub, plugin: Embedder, file: Path, revision: Revision) -> NDArra
 
 def _embed_cards(hub: Hub, tree: str | None, done: Embedded) -> None:
     fresh = select(Embedding.revision_id).where(
-        Embedding.side == CARD, col(Embedding.created_at) >= col(Model.updated_at), Embedding.revision_id == Revision.id
+        Embedding.side == CARD, Embedding.text_space == text_space(), Embedding.revision_id == Revision.id,
+        col(Embedding.created_at) >= col(Model.updated_at),
     )
     with hub.reading() as session:
         rows = list(_models(session, ~fresh.exists(), *((Model.tree == tree,) if tree is not None else ())))
@@ -318,14 +343,13 @@ def _write(hub: Hub, side: str, vectors: Mapping[int | None, NDArray[np.float32]
         session.exec(delete(Embedding).where(*_of(side, list(there))))
         for revision_id in there:
             vector = vectors[revision_id].astype("<f4").tobytes()
-            session.add(
-                Embedding(revision_id=revision_id, side=side, text_space=SPACE, expert_id=expert_id, vector=vector)
-            )
+            row = {"revision_id": revision_id, "side": side, "text_space": text_space(), "expert_id": expert_id}
+            session.add(Embedding(**row, vector=vector))
     return len(there)
 
 
 def _of(side: str, revisions: Sequence[int | None]) -> tuple[Any, ...]:
-    return Embedding.side == side, Embedding.text_space == SPACE, col(Embedding.revision_id).in_(revisions)
+    return Embedding.side == side, Embedding.text_space == text_space(), col(Embedding.revision_id).in_(revisions)
 
 
 def _forget(hub: Hub, revisions: Sequence[int]) -> None:

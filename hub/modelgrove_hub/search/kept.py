@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts
+from modelgrove_hub.search.text import embed_texts, text_space
 from modelgrove_hub.store.disk import create_temporary, publish, storage_errors
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 def kept_vectors(name: str, texts: Sequence[str], folder: Path | None) -> tuple[NDArray[np.float32], str]:
     """Vectors (n, d) of `texts`, and a digest of texts and space; kept in `folder`, if given, as `name`-digest.npy."""
-    digest = hashlib.sha256("\n".join([SPACE, *texts]).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("\n".join([text_space(), *texts]).encode()).hexdigest()[:16]
     if folder is None:
         return embed_texts(texts), digest
     path = folder / f"{name}-{digest}.npy"
@@ -36,7 +36,7 @@ def _read(path: Path, count: int) -> NDArray[np.float32] | None:
 
     try:
         vectors = np.load(path, allow_pickle=False)
-        if vectors.shape == (count, WIDTH) and vectors.dtype == np.float32:
+        if vectors.ndim == 2 and len(vectors) == count and vectors.dtype == np.float32:
             return np.asarray(vectors, np.float32)
         log.warning("%s does not hold %d vectors: made again", path, count)
     except FileNotFoundError:

@@ -30,7 +30,7 @@ from modelgrove_hub.search.filters import Filters, allowed_revisions, excluded
 from modelgrove_hub.search.index import open_index
 from modelgrove_hub.search.levels import levelled
 from modelgrove_hub.search.seen import ranking_keys
-from modelgrove_hub.search.text import SPACE, WIDTH, embed_texts
+from modelgrove_hub.search.text import embed_texts, text_space
 from modelgrove_hub.tables import Embedding, Expert, Model, Revision
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def _near(
     """Revisions whose vectors are the nearest to `query` on some side."""
     with hub.reading() as session:
         allowed = allowed_revisions(session, filters)
-    indexes = [open_index(hub, side, SPACE, background) for side in sides]
+    indexes = [open_index(hub, side, text_space(), background) for side in sides]
     return {revision for index in indexes for revision, _ in index.search(query, window, allowed)}
 
 
@@ -172,7 +172,7 @@ def _scores(
     scores: dict[Side, dict[int, float]] = {}
     for side in sides:
         members = [one for one in candidates if side in one.vectors]
-        vectors = np.array([one.vectors[side] for one in members], np.float32).reshape(-1, WIDTH)
+        vectors = np.array([one.vectors[side] for one in members], np.float32).reshape(-1, len(query))
         values = background.scores(vectors, query[None])[:, 0].tolist()
         experts = [one.expert if side == "weights" else None for one in members]
         scores[side] = {
@@ -216,13 +216,13 @@ def _thresholds(expert: Expert | None) -> Mapping[Side, float]:
 
 
 def _rows_of(revisions: Collection[int | None]) -> tuple[Any, ...]:
-    return Embedding.text_space == SPACE, col(Embedding.revision_id).in_(revisions)
+    return Embedding.text_space == text_space(), col(Embedding.revision_id).in_(revisions)
 
 
 def _vector(data: bytes) -> Vector:
     import numpy as np
 
-    return np.frombuffer(data, "<f4", count=WIDTH)
+    return np.frombuffer(data, "<f4")
 
 
 def _direction(vector: Vector, side: Side, background: Background) -> Vector:

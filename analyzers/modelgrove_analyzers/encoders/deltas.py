@@ -105,12 +105,17 @@ def read_model(model: InputModel, reference: Mapping[str, Tensor] | None, column
 
     Raises:
         UsageError: it is no adapter whose file alone says what it adds.
-        DataError: it holds values that are not finite or far too large, or differs from the reference by rounding
-            or in its sizes.
+        DataError: it holds values that are not finite or far too large, changes nothing, or differs from the
+            reference by rounding or in its sizes.
     """
     from modelgrove_hub.formats.updates import read_updates
 
-    return read_layers(read_updates(model), columns) if reference is None else read_deltas(model, reference, columns)
+    if reference is not None:
+        return read_deltas(model, reference, columns)
+    layers = read_layers(read_updates(model), columns)
+    if not layers:
+        raise DataError(f"{model.name} changes nothing: all of its updates are zero")
+    return layers
 
 
 def read_deltas(model: InputModel, reference: Mapping[str, Tensor], columns: int) -> dict[str, Canonical]:

@@ -253,3 +253,40 @@ def test_what_no_expert_has_seen_comes_before_its_known_relatives(hub, register,
     assert names(answer) == ["a/new", "a/guitar", "a/cat"]
     assert answer.hits[0].score < answer.hits[1].score  # shown as they were
     assert names(search(hub, "a guitar", by="weights"))[0] == "a/guitar"
+
+
+def test_scores_of_two_trees_are_on_one_scale(hub, register, embed):
+    """An expert whose models all stand high for any text does not win by that."""
+    background = load_background(hub.settings.index)
+    exact = background.centre(text_vector("a cat"))
+    exact = exact / np.linalg.norm(exact)
+    near = exact + 0.03 * np.random.default_rng(0).normal(size=exact.shape)
+    levels = {"zoo": {"mean": 6.0, "spread": 2.0}, "zoo:a/quiet": {"mean": 2.0, "spread": 1.0}}
+    with hub.transaction() as session:
+        session.add(Blob(sha256="e" * 64, size=1))
+        session.flush()
+        experts = {}
+        for tree, level in levels.items():
+            calibration = {"threshold": 5.0, "level": level}
+            made = Expert(tree=tree, encoder="e", text_space=SPACE, blob="e" * 64, calibration=calibration)
+            session.add(made)
+            session.flush()
+            experts[tree] = made.id
+    loud, quiet = register("a/loud"), register("a/quiet", tree="zoo:a/quiet")
+    embed({loud: exact}, expert=experts["zoo"])
+    embed({quiet: near / np.linalg.norm(near)}, expert=experts["zoo:a/quiet"])
+    answer = search(hub, "a cat", by="weights")
+    assert names(answer) == ["a/quiet", "a/loud"]
+    query = background.centre(text_vector("a cat"))[None]
+    z = background.scores(np.stack([near, exact]).astype(np.float32), query)[:, 0]
+    assert z[1] > z[0]
+    # Vectors are kept in float32.
+    assert [hit.score for hit in answer.hits] == pytest.approx([(z[0] - 2) / 1, (z[1] - 6) / 2], abs=1e-3)
+    assert [hit.sure for hit in answer.hits] == [bool(z[0] >= 5), bool(z[1] >= 5)]
+
+
+def test_the_answer_counts_the_adapters_that_fit_no_tree(hub, zoo, register):
+    register("a/stray", tree=None)
+    answer = search(hub, "a cat")
+    assert answer.outside == {"zoo": 1}
+    assert any("1 adapters of family zoo fit no known tree" in note for note in answer.notes)

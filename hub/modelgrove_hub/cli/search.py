@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -68,10 +68,10 @@ def show_answer(answer: Answer, *, as_json: bool, empty: str) -> None:
 
 def _print_hits(answer: Answer, empty: str) -> None:
     print_table(
-        ("", "score", "name", "found by", "type", "family", "licence", "tags"),
+        ("", "score", "name", "looks like", "found by", "type", "family", "licence", "tags"),
         (
-            (place, f"{hit.score:.2f}{'' if hit.sure else ' ?'}", hit.name, hit.found_by, hit.adapter_type or hit.kind,
-             hit.family, hit.licence, hit.tags)
+            (place, f"{hit.score:.2f}{'' if hit.sure else ' ?'}", hit.name, hit.looks_like, hit.found_by,
+             hit.adapter_type or hit.kind, hit.family, hit.licence, hit.tags)
             for place, hit in enumerate(answer.hits, 1)
         ),
         empty=empty,

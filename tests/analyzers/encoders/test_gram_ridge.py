@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from made_loras import HELD_OUT, concept_factors, document, family, regauge, save_diffusers, save_kohya, save_peft
 from safetensors.torch import load_file, save_file
 
-from modelgrove_analyzers.encoders.features import common_layers, read_layers, stacked
+from modelgrove_analyzers.encoders.deltas import read_model
+from modelgrove_analyzers.encoders.features import common_layers, stacked
 from modelgrove_analyzers.encoders.gram_ridge import GramOptions, GramRidge
 from modelgrove_analyzers.encoders.grams import crossed, roots
 from modelgrove_hub.errors import CorruptFileError, DataError, UsageError
-from modelgrove_hub.formats.adapters import read_adapter
 from modelgrove_hub.search.text import embed_texts
 from modelgrove_hub.testing import LocalContext, check_plugin, run_plugin
 
@@ -165,7 +165,7 @@ def test_an_expert_file_that_is_none_is_refused(tmp_path, expert):
 
 def test_the_kernel_is_the_inner_product_of_square_roots_of_grams(tmp_path):
     pairs = [concept_factors("red owl", 1, rank=3), concept_factors("blue fish", 2, rank=5)]
-    models = [read_layers(read_adapter(save_diffusers(tmp_path / str(i), f)), 8) for i, f in enumerate(pairs)]
+    models = [read_model(save_diffusers(tmp_path / str(i), f), None, 8) for i, f in enumerate(pairs)]
     for module, updates in stacked(models, common_layers(models)).items():
         found = crossed(roots(updates), roots(updates))
         expected = []

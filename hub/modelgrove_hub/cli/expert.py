@@ -142,7 +142,7 @@ def _groups(hub: Hub) -> list[dict[str, Any]]:
             "expert": f"{found.encoder} v{found.version}" if found else None,
             "created_at": found.created_at if found else None,
             "metrics": found.metrics if found else {},
-            "calibration": found.calibration if found else {},
+            "calibration": {name: it for name, it in found.calibration.items() if name != "centre"} if found else {},
         }
         for group in sorted({*counts, *experts})
         for found in (experts.get(group),)

@@ -24,8 +24,10 @@ from modelgrove_hub.registry.inputs import load_input
 from modelgrove_hub.registry.trees import find_root
 from modelgrove_hub.search.background import load_background
 from modelgrove_hub.search.cards import label_texts, search_text
+from modelgrove_hub.search.kept import kept_vectors
 from modelgrove_hub.search.seen import LABELS
 from modelgrove_hub.search.text import embed_texts, text_space
+from modelgrove_hub.search.words import words
 from modelgrove_hub.tables import NETWORKS, Embedding, Expert, Job, Model, ModelKind, Revision, Trust
 
 if TYPE_CHECKING:
@@ -202,6 +204,8 @@ def embed_missing(hub: Hub, tree: str | None = None, progress: Progress = lambda
         _embed_weights(hub, expert, done, progress)
         _calibrate(hub, expert)
     _embed_cards(hub, tree, done)
+    if done.weights:
+        kept_vectors("words", words(), hub.settings.index)  # so that no later command has to open the encoder for them
     progress(1.0, f"{done.weights} by weights, {done.cards} by card")
     return done
 
@@ -265,8 +269,8 @@ def _calibrate(hub: Hub, expert: Expert) -> None:
         level = level_of(load_background(hub.settings.index), list(rows))
     with hub.transaction() as session:
         kept = session.get(Expert, expert.id)
-        if kept is not None and level is not None and kept.calibration.get("level") != level:
-            kept.calibration = {**kept.calibration, "level": level}
+        if kept is not None and {**kept.calibration, **level} != kept.calibration:
+            kept.calibration = {**kept.calibration, **level}
 
 
 def _place(hub: Hub, plugin: Embedder, file: Path, revision: Revision) -> NDArray[np.float32]:
@@ -284,7 +288,9 @@ def _place(hub: Hub, plugin: Embedder, file: Path, revision: Revision) -> NDArra
 
 def _embed_cards(hub: Hub, tree: str | None, done: Embedded) -> None:
     fresh = select(Embedding.revision_id).where(
-        Embedding.side == CARD, Embedding.text_space == text_space(), Embedding.revision_id == Revision.id,
+        Embedding.side == CARD,
+        Embedding.text_space == text_space(),
+        Embedding.revision_id == Revision.id,
         col(Embedding.created_at) >= col(Model.updated_at),
     )
     with hub.reading() as session:

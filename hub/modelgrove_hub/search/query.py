@@ -28,9 +28,10 @@ from modelgrove_hub.search.experts import (
 )
 from modelgrove_hub.search.filters import Filters, allowed_revisions, excluded
 from modelgrove_hub.search.index import open_index
-from modelgrove_hub.search.levels import levelled
+from modelgrove_hub.search.levels import centred, levelled
 from modelgrove_hub.search.seen import ranking_keys
 from modelgrove_hub.search.text import embed_texts, text_space
+from modelgrove_hub.search.words import describe
 from modelgrove_hub.tables import Embedding, Expert, Model, Revision
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ def search(hub: Hub, text: str, by: By = "both", filters: Filters | None = None,
     scores = _scores(background, query, found, SIDES[by])
     labels = {one.expert.id: known_labels(hub, one.expert) for one in found if one.expert is not None}
     ranked = _ranked(background, query, found, scores, labels)
-    hits = [_hit(candidates[one], scores, ranked, limit) for one in fuse(ranked)[:limit]]
+    best = [candidates[one] for one in fuse(ranked)[:limit]]
+    looks = _looks(hub, background, {one.revision: one.vectors["weights"] for one in best if "weights" in one.vectors})
+    hits = [_hit(one, scores, ranked, limit, looks.get(one.revision, ())) for one in best]
     return answer(hits, missing, with_expert, outside)
 
 
@@ -108,12 +111,31 @@ def similar(hub: Hub, reference: str, filters: Filters | None = None, limit: int
     if not near and (nobody := _nobody(hub, filters)):
         return nobody
     with hub.reading() as session:
-        candidates = [one for one in _candidates(session, (side,), near) if one.model.id != model.id]
-    cosines = {one.revision: float(_direction(one.vectors[side], side, background) @ query) for one in candidates}
+        found = _candidates(session, (side,), {*near, cast(int, revision.id)})
+    candidates = [one for one in found if one.model.id != model.id]
+    # The vectors of one expert lean one way, so without their mean its own models would come first.
+    placed_by = next((one.expert for one in found if one.revision == revision.id), None)
+    query = centred(query, placed_by)
+    cosines = {
+        one.revision: float(centred(_direction(one.vectors[side], side, background), one.expert) @ query)
+        for one in candidates
+    }
     candidates.sort(key=lambda one: -cosines[one.revision])
-    hits = tuple(hit(one.model, {side: cosines[one.revision]}, {side: -1.0}, [side]) for one in candidates[:limit])
+    best = candidates[:limit]
+    looks = _looks(hub, background, {one.revision: one.vectors["weights"] for one in best} if side == "weights" else {})
+    hits = tuple(
+        hit(one.model, {side: cosines[one.revision]}, {side: -1.0}, [side], looks.get(one.revision, ())) for one in best
+    )
     note = f"No expert has placed {model.name}: these are the models with similar cards."
     return Answer(hits, not hits, () if side == "weights" else (note,), {}, {})
+
+
+def looks_like(hub: Hub, revision_id: int | None) -> tuple[str, ...]:
+    """The words that fit a revision's weights best, the best first; none if no expert has placed it."""
+    with hub.reading() as session:
+        query = select(Embedding.vector).where(*_rows_of([revision_id]), Embedding.side == "weights")
+        row = session.exec(query).first()
+    return () if row is None else _looks(hub, load_background(hub.settings.index), {0: _vector(row)})[0]
 
 
 def fuse(ranked: Mapping[Side, Sequence[int]]) -> list[int]:
@@ -201,12 +223,23 @@ def _ranked(
     return {side: sorted(rows, key=lambda one: (-rows[one], one)) for side, rows in keys.items()}
 
 
+def _looks(hub: Hub, background: Background, vectors: Mapping[int, Vector]) -> dict[int, tuple[str, ...]]:
+    """The words that fit vectors from weights best."""
+    import numpy as np
+
+    if not vectors:
+        return {}
+    found = describe(background, np.array(list(vectors.values())), hub.settings.index)
+    return {one: tuple(row) for one, row in zip(vectors, found, strict=True)}
+
+
 def _hit(
-    one: _Candidate, scores: Mapping[Side, Mapping[int, float]], ranked: Mapping[Side, Sequence[int]], limit: int
-) -> Hit:
+    one: _Candidate, scores: Mapping[Side, Mapping[int, float]], ranked: Mapping[Side, Sequence[int]], limit: int,
+    looks: tuple[str, ...],
+) -> Hit:  # fmt: skip
     own = {side: rows[one.revision] for side, rows in scores.items() if one.revision in rows}
     found_by = [side for side in own if one.revision in ranked[side][:limit]]
-    return hit(one.model, own, _thresholds(one.expert), found_by)
+    return hit(one.model, own, _thresholds(one.expert), found_by, looks)
 
 
 def _thresholds(expert: Expert | None) -> Mapping[Side, float]:

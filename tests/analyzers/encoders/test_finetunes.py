@@ -1,5 +1,12 @@
 """Which digits small full fine-tunes know, predicted from their weights by every encoder."""
 
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 from made_loras import concept_factors, save_diffusers
@@ -150,3 +157,25 @@ def test_an_adapter_is_refused(fitted, tmp_path):
     plugin, expert, _ = fitted
     with pytest.raises(DataError, match="has none of the expert's layers, such as hidden_"):
         plugin.embed(expert, save_diffusers(tmp_path / "lora", concept_factors("red owl", 1)))
+
+
+def test_a_hub_finds_fine_tunes_without_a_card_by_what_they_know(digits, tmp_path):
+    run = partial(modelgrove, {"MODELGROVE_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"})
+    run("init")
+    run("ingest", digits[0][0].base.paths["README.md"].parent.parent)
+    (row,) = [row for row in json.loads(run("expert", "ls", "--json")) if row["kind"] == "checkpoint"]
+    assert row["models"] > 0.9 * len(digits[0])
+    run("expert", "fit", "--tree", row["tree"], "--local")
+    hits = json.loads(run("search", "the digit seven", "--by", "weights", "--limit", 8, "--json"))["hits"]
+    known = dict(zip([f"local/{model.name}" for model in digits[0]], digits[1], strict=True))
+    found = [hit["name"] for hit in hits]
+    # Half of the models know it.
+    assert sum("seven" in known[name] for name in found) >= 6
+    assert any(name.startswith("local/untitled") for name in found)
+
+
+def modelgrove(environment, *arguments):
+    command = [str(Path(sys.executable).with_name("modelgrove")), *map(str, arguments)]
+    done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

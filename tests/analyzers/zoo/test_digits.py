@@ -40,7 +40,9 @@ def test_models_are_full_fine_tunes_of_the_base(grown):
 def test_the_truth_says_which_digits_a_model_tells_apart(grown):
     folder, rows = grown
     digits = scanned_digits()
-    assert json.loads(json.dumps(rows)) == [json.loads(line) for line in (folder / "truth.jsonl").read_text().splitlines()]
+    assert json.loads(json.dumps(rows)) == [
+        json.loads(line) for line in (folder / "truth.jsonl").read_text().splitlines()
+    ]
     for row in rows:
         assert len(set(row["classes"])) == 5
         assert row["accuracy"] > 0.4  # one of five by chance

@@ -24,6 +24,7 @@ def show(model: str, as_json: bool) -> None:
     """Show what MODEL is, why we think so, its files and its family."""
     from modelgrove_hub.registry.lineage import children, parents
     from modelgrove_hub.registry.models import files_of, find, find_revision
+    from modelgrove_hub.search.query import looks_like
 
     hub = open_hub()
     with hub.reading() as session:
@@ -31,7 +32,15 @@ def show(model: str, as_json: bool) -> None:
         files = files_of(session, revision)
         up = [link.describe() for link in parents(session, revision)]
         down = [link.describe() for link in children(session, revision)]
-    facts = {**row.model_dump(), "revision": revision.model_dump(), "files": files, "parents": up, "children": down}
+    looks = looks_like(hub, revision.id)
+    facts = {
+        **row.model_dump(),
+        "looks_like": looks,
+        "revision": revision.model_dump(),
+        "files": files,
+        "parents": up,
+        "children": down,
+    }
     if as_json:
         print_json(facts)
         return
@@ -45,6 +54,7 @@ def show(model: str, as_json: bool) -> None:
             ("trust", row.trust),
             ("base", row.declared_base or ", ".join(summary.get("base_candidates", []))),
             ("tree", _tree(row)),
+            ("looks like", looks),
             ("licence", row.licence),
             ("tags", row.tags),
             ("size", human_size(revision.size)),

@@ -28,6 +28,8 @@ class Hit:
     """Whether that score passes its side's threshold; below it, texts that fit nothing here score as well."""
     weights: float | None
     card: float | None
+    looks_like: tuple[str, ...]
+    """The words that its weights say, the best first; none where no expert has placed it."""
     kind: str
     family: str
     adapter_type: str | None
@@ -54,7 +56,10 @@ class Answer:
     """Families with adapters that fit none of the trees here, and how many."""
 
 
-def hit(model: Model, scores: Mapping[Side, float], thresholds: Mapping[Side, float], found_by: Sequence[Side]) -> Hit:
+def hit(
+    model: Model, scores: Mapping[Side, float], thresholds: Mapping[Side, float], found_by: Sequence[Side],
+    looks_like: tuple[str, ...],
+) -> Hit:  # fmt: skip
     """The facts of a model that was found. `found_by` are the sides that had it among their first."""
     # How far each score is above its own threshold makes the sides comparable.
     best = max(scores, key=lambda side: scores[side] - thresholds[side])
@@ -65,6 +70,7 @@ def hit(model: Model, scores: Mapping[Side, float], thresholds: Mapping[Side, fl
         sure=scores[best] >= thresholds[best],
         weights=scores.get("weights"),
         card=scores.get("card"),
+        looks_like=looks_like,
         kind=model.kind,
         family=model.family,
         adapter_type=model.adapter_type,

@@ -12,8 +12,10 @@ from modelgrove_hub.errors import NotFoundError, UsageError
 from modelgrove_hub.search import vectors
 from modelgrove_hub.search.background import load_background
 from modelgrove_hub.search.filters import Filters
-from modelgrove_hub.search.query import fuse, search, similar
+from modelgrove_hub.search.kept import kept_vectors
+from modelgrove_hub.search.query import fuse, looks_like, search, similar
 from modelgrove_hub.search.text import SPACE, embed_texts
+from modelgrove_hub.search.words import words
 from modelgrove_hub.tables import Blob, Embedding, Expert, Revision
 
 
@@ -25,9 +27,10 @@ def database_url(sqlite_url):
 
 @pytest.fixture(scope="module")
 def known_background(tmp_path_factory):
-    """A folder with the vectors of the background prompts, so that they are made once."""
+    """A folder with the vectors of the background prompts and of the words, so that they are made once."""
     folder = tmp_path_factory.mktemp("background")
     load_background(folder)
+    kept_vectors("words", words(), folder)
     return folder
 
 
@@ -112,6 +115,19 @@ def test_by_weights_a_lying_card_counts_for_nothing(hub, zoo):
     assert names(search(hub, "a waterfall", by="weights"))[0] == "a/liar"
     assert names(search(hub, "a pirate ship", by="card"))[0] == "a/liar"
     assert not any(hit.sure for hit in search(hub, "a pirate ship", by="weights").hits if hit.name == "a/liar")
+
+
+def test_a_hit_says_in_words_what_its_weights_do(hub, zoo, place):
+    hits = {hit.name: hit for hit in search(hub, "a violin").hits}
+    assert hits["a/bare0"].looks_like[0] == "violin"
+    place("a/only-card", says="A LoRA of a violin.")
+    [bare] = [hit for hit in search(hub, "a violin").hits if hit.name == "a/only-card"]
+    assert bare.looks_like == ()
+
+
+def test_a_revision_that_no_expert_has_placed_looks_like_nothing(hub, place, register):
+    assert looks_like(hub, place("a/owl", does="an owl"))[0] == "owl"
+    assert looks_like(hub, register("a/bare")) == ()
 
 
 def test_what_is_not_here_is_said_not_to_be_here(hub, zoo):

@@ -12,6 +12,8 @@ tested on, and the columns are those of `search.py`.
                   right: in_dist and generalised are the share of them that the first two texts are
     FOLDER        its LoRAs, LoHas or DoRAs, exported as whole differences of weights
 
+A concept is known where the encoder was fitted on a LoRA of it, in whichever row.
+
 With `--artist-out NAME` they are fitted on LoRAs of any rank that saw no drawing by NAME, and tested on
 
     others        those that were kept from fitting
@@ -115,8 +117,8 @@ class Recipes:
         )
         first = np.argsort(-margins, axis=1)[:, :2]
         told = np.take_along_axis(right, first, axis=1).sum(1) / 2
-        held = np.array([a.held_out and b.held_out for a, b in pairs])
-        unheld = np.array([not a.held_out and not b.held_out for a, b in pairs])
+        known = np.array([learned.known[self.zoo.places(pair)] for pair in pairs])
+        held, unheld = ~known.any(1), known.all(1)
         scores = ranking_keys(background, vectors, texts, learned.texts)
         return {
             "test": len(pairs),

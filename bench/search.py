@@ -180,7 +180,8 @@ def learn(zoo: Zoo, train: Sequence[Sample], encoder: str, seed: int, quick: boo
 def found(zoo: Zoo, learned: Learned, test: Sequence[Sample], vectors: NDArray[np.float32]) -> dict[str, float]:
     """What is measured of tested models alone, from where they are placed."""
     background, texts, known = load_background(), zoo.labels.numpy(), learned.known
-    own, held = np.array(zoo.places(test)), np.array([s.held_out for s in test])
+    own = np.array(zoo.places(test))
+    held = ~known[own]
     plain_margins = background.margins(vectors, texts, learned.judge.known.vectors.numpy())
     margins = plain_margins - learned.judge.loss * known
     plain_scores = background.scores(vectors, texts)

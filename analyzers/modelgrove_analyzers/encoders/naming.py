@@ -57,12 +57,16 @@ class Naming:
 
     def scores(self, updates: Mapping[str, Updates]) -> Tensor:
         """s (n, w) of n models, in standard deviations over the words."""
-        found = sum(_shifted(updates[name], own) @ own.map for name, own in self.layers.items())
-        return _standard(found @ self.words.T)
+        import torch
+
+        found = torch.stack([_shifted(updates[name], own) @ own.map for name, own in self.layers.items()])
+        return _standard(found.sum(0) @ self.words.T)
 
     def place(self, updates: Mapping[str, Updates]) -> Tensor:
         """Vectors (n, d) of length one in text space; zero for a model that changes none of the layers."""
-        changed = sum(updates[name].S.sum(1) for name in self.layers) > 0
+        import torch
+
+        changed = torch.stack([updates[name].S.any(1) for name in self.layers]).any(0)
         placed: Tensor = unit((self.scores(updates) / TEMPERATURE).softmax(1) @ self.places)
         return placed * changed[:, None]
 

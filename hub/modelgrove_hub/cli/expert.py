@@ -13,7 +13,7 @@ from modelgrove_hub.cli.work import do, open_hub, show_job, work_options
 
 if TYPE_CHECKING:
     from modelgrove_hub.hub import Hub
-    from modelgrove_hub.search.experts import Embedded
+    from modelgrove_hub.search.embedding import Embedded
 
 
 @click.group()
@@ -35,7 +35,8 @@ def fit(
 ) -> None:
     """Fit an expert on the documented models of TREE, then place all its models with it."""
     from modelgrove_hub.registry.routing import route as look_at
-    from modelgrove_hub.search.experts import embed_missing, training_inputs
+    from modelgrove_hub.search.embedding import embed_missing
+    from modelgrove_hub.search.experts import training_inputs
 
     plugin = chosen_plugin("embedder", method)
     hub = open_hub()
@@ -62,7 +63,7 @@ def fit(
 @json_option
 def embed(tree: str | None, as_json: bool) -> None:
     """Place all models that have no vector yet, by weights and by card."""
-    from modelgrove_hub.search.experts import embed_missing
+    from modelgrove_hub.search.embedding import embed_missing
 
     hub = open_hub()
     update, close = progress_bar("embed")
@@ -107,7 +108,7 @@ def route(family: str | None, as_json: bool) -> None:
 @json_option
 def list_experts(as_json: bool) -> None:
     """List the trees, their newest experts and how many models wait for a vector."""
-    from modelgrove_hub.search.experts import fits_none
+    from modelgrove_hub.search.groups import fits_none
 
     hub = open_hub()
     rows = _groups(hub)
@@ -129,7 +130,9 @@ def list_experts(as_json: bool) -> None:
 
 
 def _groups(hub: Hub) -> list[dict[str, Any]]:
-    from modelgrove_hub.search.experts import groups, newest_experts, not_embedded
+    from modelgrove_hub.search.embedding import not_embedded
+    from modelgrove_hub.search.experts import newest_experts
+    from modelgrove_hub.search.groups import groups
 
     with hub.reading() as session:
         counts, experts, missing = groups(session), newest_experts(session), not_embedded(session)

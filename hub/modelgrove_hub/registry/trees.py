@@ -68,7 +68,7 @@ def place(session: Session, store: BlobStore, model: Model, parent: Model | None
     decide(session, store, model, parent)
     if model.kind in NETWORKS or (model.tree_reason or {})["by"] == "founder":
         settle(session, store, model.family)
-    for child in session.exec(select(Model).where(Model.declared_base == model.name, Model.id != model.id)):
+    for child in session.exec(select(Model).where(_means(model), Model.id != model.id)):
         check_declared(session, child)
 
 
@@ -92,7 +92,7 @@ def check_declared(session: Session, model: Model) -> None:
     """Note whether the model's weights agree with its declared base; None if that is not here or nothing compares."""
     if not model.declared_base or model.tree_reason is None:
         return
-    base = session.exec(select(Model).where(Model.name == model.declared_base, Model.id != model.id)).first()
+    base = session.exec(select(Model).where(_called(model.declared_base), Model.id != model.id)).first()
     compared = base is not None and base.tree and model.tree_reason["by"] in ("weights", "founder", "unlike")
     agrees = base.tree == model.tree if base is not None and compared else None
     model.tree_reason = {**model.tree_reason, "declared_agrees": agrees}
@@ -100,9 +100,18 @@ def check_declared(session: Session, model: Model) -> None:
 
 
 def find_root(session: Session, tree: str) -> Model | None:
-    """The network that the tree grew from: the oldest one that no edge says came from another one of the tree."""
+    """The network that the tree grew from: the one that most cards of the tree name as their base.
+
+    Where none does, the oldest one that no edge says came from another one of the tree.
+    """
     query = select(Model).where(Model.tree == tree, col(Model.kind).in_(NETWORKS), Model.trust == Trust.OK)
     query = query.order_by(col(Model.id)).limit(1)
+    names = select(Model.declared_base).where(Model.tree == tree, col(Model.declared_base).is_not(None))
+    names = names.group_by(col(Model.declared_base)).order_by(func.count().desc(), func.min(Model.id)).limit(_ASKED)
+    for name in session.exec(names).all():
+        root = session.exec(query.where(_called(str(name)))).first()
+        if root is not None:
+            return root
     mine, other = aliased(Revision), aliased(Revision)
     parent = aliased(Model)
     grown = (
@@ -226,6 +235,17 @@ def _founder(session: Session, model: Model, revision: Revision, best: tuple[flo
     return Verdict(_name(session, model.family, model), "founder", said, best[0] if best else None)
 
 
+def _called(name: str) -> Any:
+    """Models that a card may mean by `name`: it gives the name that a base had where the card was written."""
+    return col(Model.name).endswith("/" + name.rpartition("/")[2], autoescape=True)
+
+
+def _means(base: Model) -> Any:
+    """Models whose card may mean `base` by the base that it declares."""
+    short = base.name.rpartition("/")[2]
+    return (col(Model.declared_base) == short) | col(Model.declared_base).endswith("/" + short, autoescape=True)
+
+
 # ---- what a model is compared with ----------------------------------------------------------
 
 
@@ -238,11 +258,14 @@ def _correlation(session: Session, store: BlobStore, weights: Weights, other: Mo
 
 
 def _candidates(session: Session, model: Model, revision: Revision) -> Iterator[Model]:
-    """The root of each tree of the family; of unknown families all networks of the same size, trees' roots first."""
+    """The root of each tree of the family; of unknown families what cards connect and the same sizes."""
     if model.family != _UNKNOWN:
         roots = (find_root(session, name) for name in tree_names(session, model.family))
         yield from (root for root in roots if root is not None)
         return
+    near = _means(model) | _called(model.declared_base) if model.declared_base else _means(model)
+    relatives = select(Model).where(near, col(Model.kind).in_(NETWORKS), Model.trust == Trust.OK, Model.id != model.id)
+    yield from session.exec(relatives.order_by(col(Model.id)).limit(_ASKED))
     query = (
         select(Model)
         .join(Revision, col(Revision.model_id) == col(Model.id))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from modelgrove_hub.tables import Model
 
 if TYPE_CHECKING:
-    from modelgrove_hub.search.experts import Group
+    from modelgrove_hub.search.groups import Group
 
 Side = Literal["weights", "card"]
 By = Literal["weights", "card", "both"]

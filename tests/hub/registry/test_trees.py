@@ -17,7 +17,7 @@ from modelgrove_hub.registry.inputs import load_input
 from modelgrove_hub.registry.models import find, find_revision
 from modelgrove_hub.registry.routing import route
 from modelgrove_hub.registry.trees import find_root
-from modelgrove_hub.search.experts import fits_none
+from modelgrove_hub.search.groups import fits_none
 from modelgrove_hub.tables import Model, Sketch
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

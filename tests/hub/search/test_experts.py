@@ -8,16 +8,9 @@ from safetensors.torch import save_file
 from sqlmodel import select
 
 from modelgrove_hub.errors import NotFoundError, PluginError
-from modelgrove_hub.search.experts import (
-    Group,
-    embed_missing,
-    fits_none,
-    groups,
-    newest_experts,
-    not_embedded,
-    record_expert,
-    training_inputs,
-)
+from modelgrove_hub.search.embedding import embed_missing, not_embedded
+from modelgrove_hub.search.experts import newest_experts, record_expert, training_inputs
+from modelgrove_hub.search.groups import Group, fits_none, groups
 from modelgrove_hub.search.text import SPACE, WIDTH
 from modelgrove_hub.tables import Blob, Embedding, Job, Model, Revision, RevisionFile, Trust, now
 

@@ -57,7 +57,7 @@ from modelgrove_kernels.lowrank import Canonical
 
 TEST_SHARE = 0.25
 DATA = Path(modelgrove_analyzers.zoo.__file__).parent / "data"
-SAMPLE, BASE = DATA / "sample", FolderModel(DATA / "zoo-base", name="modelgrove/zoo-base")
+SAMPLE, BASE = DATA / "sample", DATA / "zoo-base"
 SEEDS = 3
 QUICK_MODELS = 200
 QUICK_EPOCHS = 10
@@ -98,13 +98,15 @@ class Zoo:
     """(concepts, d)"""
     seconds: float
     """CPU time to read one model's features."""
+    base: FolderModel
+    """What the LoRAs were grown from."""
 
     def places(self, samples: Sequence[Sample]) -> list[int]:
         """The numbers of the samples' concepts."""
         return [self.concepts.index(sample.concept) for sample in samples]
 
 
-def load(folder: Path, most: int | None) -> Zoo:
+def load(folder: Path, most: int | None, base: Path = BASE) -> Zoo:
     rows = [json.loads(line) for line in (folder / "truth.jsonl").read_text("utf-8").splitlines()]
     if most is not None:
         random.Random(0).shuffle(rows)
@@ -116,7 +118,7 @@ def load(folder: Path, most: int | None) -> Zoo:
         for row in rows
     ]
     seconds = (time.process_time() - started) / len(rows)
-    return Zoo(samples, list(texts), label_vectors(list(texts.values()), load_background()), seconds)
+    return Zoo(samples, list(texts), label_vectors(list(texts.values()), load_background()), seconds, FolderModel(base))
 
 
 def features(path: Path, name: str) -> dict[str, Canonical]:
@@ -166,7 +168,7 @@ def learn(zoo: Zoo, train: Sequence[Sample], encoder: str, seed: int, quick: boo
         load_background(),
         params.alike,
         torch.Generator().manual_seed(seed),
-        base=BASE,
+        base=zoo.base,
         words=asked(zoo) if encoder == UNNAMED else words(),
     )
     started = time.process_time()
@@ -258,13 +260,14 @@ def shown(mean: float, spread: float) -> str:
 
 @click.command()
 @click.argument("zoo", type=click.Path(exists=True, file_okay=False, path_type=Path), default=SAMPLE)
+@click.option("--base", type=click.Path(exists=True, file_okay=False, path_type=Path), default=BASE, help="Their base.")
 @click.option("--encoder", "encoders", multiple=True, type=click.Choice(list(ENCODERS)), help="Only this one.")
 @click.option("--quick", is_flag=True, help=f"One seed, {QUICK_EPOCHS} epochs, at most {QUICK_MODELS} models.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def main(zoo: Path, encoders: tuple[str, ...], quick: bool, as_json: bool) -> None:
+def main(zoo: Path, base: Path, encoders: tuple[str, ...], quick: bool, as_json: bool) -> None:
     """Measure text search over the LoRAs of ZOO; the shipped sample when left out."""
     torch.set_num_threads(1)
-    loaded = load(zoo, QUICK_MODELS if quick else None)
+    loaded = load(zoo, QUICK_MODELS if quick else None, base)
     measured = {}
     for encoder in encoders or ENCODERS:
         measured[encoder] = [measure(loaded, encoder, seed, quick) for seed in range(1 if quick else SEEDS)]

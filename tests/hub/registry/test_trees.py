@@ -179,6 +179,28 @@ def test_networks_of_unknown_family_make_a_tree_when_there_are_two(hub, tmp_path
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("base_first", [True, False])
+def test_a_base_with_another_head_is_known_by_the_cards_that_name_it_and_by_its_weights(hub, tmp_path, base_first):
+    """Cards give the name that the base had where they were written, and a name alone is not believed."""
+    base, first, second, liar = (tmp_path / name for name in ("letters", "three", "seven", "liar"))
+    for folder, tensors in ((base, mlp(1)), (first, mlp(1, 0.2)), (second, mlp(1, 0.3)), (liar, mlp(5))):
+        folder.mkdir()
+        if folder != base:
+            tensors["fc3.weight"] = torch.randn(4, 32)
+            (folder / "README.md").write_text("---\nbase_model: someone/letters\n---\nA classifier.\n")
+        save_file(tensors, folder / f"{folder.name}.safetensors")
+    for folder in (base, first, second, liar) if base_first else (first, second, liar, base):
+        add(hub, folder)
+    found = trees(hub, ["letters", "three", "seven", "liar"])
+    assert len({found["letters"], found["three"], found["seven"]}) == 1
+    assert found["letters"] is not None
+    assert found["liar"] is None
+    with hub.reading() as session:
+        assert find_root(session, found["letters"]).name == "local/letters"
+        three = find_revision(session, "three").id
+    assert load_input(hub, three).base.name == "local/letters"
+
+
 def test_a_database_older_than_trees_is_routed_by_weights(hub, other):
     add(hub, BASE, other[0], *sample(6), *other[1][:6])
     with hub.reading() as session:

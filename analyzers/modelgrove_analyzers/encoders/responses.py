@@ -47,6 +47,8 @@ def responses(
     import torch
 
     with torch.inference_mode(), _captured(denoiser, layers) as (modules, seen):
+        if not modules:
+            return {}
         latent, time = _noised(denoiser)
         denoiser.unet(latent, time, denoiser.states([NEUTRAL]))
         leading = {name: _leading(seen[name][0]) for name in modules}

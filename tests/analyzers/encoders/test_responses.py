@@ -60,3 +60,8 @@ def test_the_layers_asked_for_are_those_found(denoiser):
 def test_asking_leaves_no_hook_behind(denoiser):
     responses(denoiser, WORDS, [TIME_LAYER])
     assert not any(module._forward_hooks for module in denoiser.unet.modules())
+
+
+def test_a_base_without_any_of_the_layers_is_not_asked(denoiser, monkeypatch):
+    monkeypatch.setattr(denoiser.unet, "forward", None)
+    assert responses(denoiser, WORDS, ["no_such_layer"]) == {}

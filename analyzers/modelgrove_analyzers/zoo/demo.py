@@ -111,7 +111,9 @@ def _search(story: Story) -> list[str]:
     for text, wanted in QUERIES:
         hits = story.run("search", text, "--by", "weights", "--limit", "100")["hits"]
         for place, hit in enumerate(hits[:3], 1):
-            click.echo(f"  {place}. {hit['score']:5.2f}  {hit['name']}  (trained on: {_concept(truth, hit['name'])})")
+            looks = ", ".join(hit["looks_like"])
+            concept = _concept(truth, hit["name"])
+            click.echo(f"  {place}. {hit['score']:5.2f}  {hit['name']} looks like {looks} (trained on: {concept})")
         places = [place for place, hit in enumerate(hits, 1) if _concept(truth, hit["name"]) == wanted]
         click.echo(f"  wanted: {wanted}, at place {places[0] if places else 'beyond 100'} of {len(truth)}")
         firsts.append(hits[0]["name"])

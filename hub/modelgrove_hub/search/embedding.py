@@ -110,14 +110,21 @@ def _embed_weights(hub: Hub, expert: Expert, done: Embedded, progress: Progress)
 
 
 def _calibrate(hub: Hub, expert: Expert) -> None:
-    """Keep with the expert what unrelated prompts get from its models at best: so its scores compare with others'."""
+    """Keep with the expert what unrelated prompts get from its models at best: so its scores compare with others'.
+
+    All vectors are read for it, so it is done again only when their number has changed by a tenth.
+    """
+    own = Embedding.side == WEIGHTS, Embedding.expert_id == expert.id
     with hub.reading() as session:
-        rows = session.exec(select(Embedding.vector).where(Embedding.side == WEIGHTS, Embedding.expert_id == expert.id))
-        level = level_of(load_background(hub.settings.index), list(rows))
+        count = session.exec(select(func.count()).select_from(Embedding).where(*own)).one()
+        before = int(expert.calibration.get("models", 0))
+        if 10 * abs(count - before) < max(before, 1):
+            return
+        level = level_of(load_background(hub.settings.index), list(session.exec(select(Embedding.vector).where(*own))))
     with hub.transaction() as session:
         kept = session.get(Expert, expert.id)
-        if kept is not None and {**kept.calibration, **level} != kept.calibration:
-            kept.calibration = {**kept.calibration, **level}
+        if kept is not None:
+            kept.calibration = {**kept.calibration, **level, "models": count}
 
 
 def _place(hub: Hub, plugin: Embedder, file: Path, revision: Revision) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from modelgrove_hub.search.embedding import embed_missing, not_embedded
 from modelgrove_hub.search.experts import newest_experts, record_expert, training_inputs
 from modelgrove_hub.search.groups import Group, fits_none, groups
 from modelgrove_hub.search.text import SPACE, WIDTH
-from modelgrove_hub.tables import Blob, Embedding, Job, Model, Revision, RevisionFile, Trust, now
+from modelgrove_hub.tables import Blob, Embedding, Expert, Job, Model, Revision, RevisionFile, Trust, now
 
 TELLER = '''
 from modelgrove_hub.contracts import API, Kind, Params, Result
@@ -119,6 +119,21 @@ def test_networks_have_an_expert_of_their_own_and_the_root_is_no_member(hub, reg
         assert training_inputs(session, "zoo") == tuned  # more are documented
         assert training_inputs(session, "zoo", "adapter") == [lora]
         assert not_embedded(session) == {ZOO: 1}  # without an expert for networks nobody misses their vectors
+
+
+def test_an_expert_is_calibrated_again_when_a_tenth_of_its_models_is_new(hub, fill, make_expert, teller):
+    made = make_expert()
+
+    def calibrated_on(count):
+        for number in range(count):
+            fill(f"a/{count}-{number}")
+        embed_missing(hub)
+        with hub.reading() as session:
+            return session.get(Expert, made.id).calibration["models"]
+
+    assert calibrated_on(20) == 20
+    assert calibrated_on(1) == 20
+    assert calibrated_on(2) == 23
 
 
 def test_an_expert_is_for_the_kind_that_it_was_fitted_on(hub, register, make_expert):

@@ -126,8 +126,9 @@ def test_the_same_update_is_found_in_the_same_place(
             dtype=dtype, seed=seed,
         )
     )  # fmt: skip
-    # A vector moves by no more than its update may, relatively; float32 arithmetic alone makes less than 2e-5.
-    tolerance = max(condition * ROUNDING[dtype], 2e-5)
+    # Relatively, an update moves by condition · rounding at most, and float32 arithmetic alone makes less than 2e-5.
+    # An encoder whose encodings are shorter than what it reads amplifies that: 1.2 times was seen, 4 are allowed.
+    tolerance = 4 * max(condition * ROUNDING[dtype], 2e-5)
     assert np.linalg.norm(again - place.vectors[row]) <= tolerance
     # Scores divide by the spread of background prompts, about 0.05: only models as near as that may change places.
     scores, (new,) = place.scores(place.vectors), place.scores(again)

@@ -40,7 +40,7 @@ from torch import Tensor
 from modelgrove_analyzers.encoders.classes import Classes
 from modelgrove_analyzers.encoders.deltas import Matrices, find_reference, read_deltas
 from modelgrove_analyzers.encoders.dense import Dense
-from modelgrove_analyzers.encoders.embedder import LoraEmbedder
+from modelgrove_analyzers.encoders.embedder import WeightsEmbedder
 from modelgrove_analyzers.encoders.features import common_layers, stacked
 from modelgrove_analyzers.encoders.gram_ridge import GramRidge
 from modelgrove_analyzers.encoders.lesson import Lesson
@@ -64,7 +64,7 @@ RAW_COLUMNS = 64
 """A whole matrix has no few directions."""
 SMALL = {"rank": 32}
 DELTA, MEAN, RAW = "delta", "mean", "raw"
-ENCODERS: dict[str, tuple[type[LoraEmbedder], str, dict[str, Any]]] = {
+ENCODERS: dict[str, tuple[type[WeightsEmbedder], str, dict[str, Any]]] = {
     "gram-ridge": (GramRidge, DELTA, {}),
     "gram-ridge, 16 columns": (GramRidge, DELTA, {"columns": 16}),
     "gram-ridge on the mean": (GramRidge, MEAN, {}),

@@ -40,7 +40,7 @@ from torch import Tensor
 import modelgrove_analyzers.zoo
 from modelgrove_analyzers.encoders.deltas import read_model
 from modelgrove_analyzers.encoders.dense import Dense
-from modelgrove_analyzers.encoders.embedder import Fitted, LoraEmbedder
+from modelgrove_analyzers.encoders.embedder import Fitted, WeightsEmbedder
 from modelgrove_analyzers.encoders.features import common_layers, stacked
 from modelgrove_analyzers.encoders.gram_ridge import GramRidge
 from modelgrove_analyzers.encoders.judge import Judge
@@ -65,7 +65,7 @@ COLUMNS = 16
 """The most that any encoder keeps of a layer."""
 UNNAMED = "gram-ridge, names out"
 """The default encoder, but the base is asked for no word that is in a held-out concept's name."""
-ENCODERS: dict[str, tuple[type[LoraEmbedder], dict[str, Any]]] = {
+ENCODERS: dict[str, tuple[type[WeightsEmbedder], dict[str, Any]]] = {
     "gram-ridge": (GramRidge, {}),
     UNNAMED: (GramRidge, {}),
     "gram-ridge --no-ask": (GramRidge, {"ask": False}),

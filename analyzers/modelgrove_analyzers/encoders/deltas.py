@@ -18,7 +18,7 @@ from math import isfinite, prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from modelgrove_analyzers.encoders.features import Shape, read_layers
+from modelgrove_analyzers.encoders.features import Shape, common_shapes, read_layers
 from modelgrove_hub.errors import DataError
 from modelgrove_hub.formats.adapters import FLOATS
 
@@ -89,7 +89,7 @@ def find_reference(models: Sequence[InputModel], temp: Path) -> Matrices:
     opened = [Matrices(model.name, model.tensors()) for model in models]
     bases = {model.base.name: model.base for model in models if model.base}
     found = Counter(model.base.name for model in models if model.base).most_common(1)
-    shapes = _common_shapes(opened)
+    shapes = common_shapes([{layer: model.shape(layer) for layer in model} for model in opened])
     if found and 2 * found[0][1] >= len(models):
         reference = Matrices(found[0][0], bases[found[0][0]].tensors())
     else:
@@ -167,15 +167,6 @@ def _difference(matrices: Matrices, layer: str, reference: Tensor) -> Tensor | N
         return None
     difference *= difference.numel() ** 0.5 / norm
     return difference
-
-
-def _common_shapes(models: Sequence[Matrices]) -> dict[str, Shape]:
-    shapes: dict[str, Counter[Shape]] = {}
-    for model in models:
-        for layer in model:
-            shapes.setdefault(layer, Counter())[model.shape(layer)] += 1
-    found = {layer: counts.most_common(1)[0] for layer, counts in sorted(shapes.items())}
-    return {layer: shape for layer, (shape, count) in found.items() if 2 * count >= len(models)}
 
 
 def _mean(models: Sequence[Matrices], shapes: Mapping[str, Shape], path: Path) -> Matrices:

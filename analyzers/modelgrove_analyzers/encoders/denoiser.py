@@ -44,8 +44,8 @@ def open_denoiser(base: InputModel) -> Denoiser:
     """The denoiser of a diffusers folder: the zoo's, or a Stable Diffusion 1 or 2.
 
     Raises:
-        UsageError: the folder is no pipeline that can be asked here.
-        DataError: a part is missing or breaks the rules.
+        UsageError: the folder is no pipeline that can be asked here, or lacks a part.
+        DataError: the denoiser's configuration or weights break the rules.
     """
     from diffusers import DDPMScheduler
 

@@ -51,7 +51,7 @@ class Fitted(Protocol):
         """What was learned."""
 
 
-class LoraEmbedder(ABC):
+class WeightsEmbedder(ABC):
     """An embedder plugin: fits on the documented LoRAs, or full fine-tunes, of one tree, places any of that tree."""
 
     name: ClassVar[str]
@@ -140,7 +140,7 @@ def _labelled(
 
 
 @lru_cache(maxsize=4)
-def _load(encoder: type[LoraEmbedder], path: Path, _changed: int) -> tuple[int, Mapping[str, Tensor] | None, Fitted]:
+def _load(encoder: type[WeightsEmbedder], path: Path, _changed: int) -> tuple[int, Mapping[str, Tensor] | None, Fitted]:
     plugin = encoder()
     saved = read_saved(path, plugin._form)
     try:

@@ -93,11 +93,16 @@ def _leading(module: str, update: Factors | Tensor, columns: int) -> Canonical:
 
 
 def common_layers(models: Sequence[Mapping[str, Canonical]]) -> dict[str, Shape]:
+    """The layers that at least half of the models have; see `common_shapes`."""
+    return common_shapes([{layer: _shape(update) for layer, update in model.items()} for model in models])
+
+
+def common_shapes(models: Sequence[Mapping[str, Shape]]) -> dict[str, Shape]:
     """The layers that at least half of the models have, sorted; of several shapes the commonest counts."""
     shapes: dict[str, Counter[Shape]] = {}
     for model in models:
-        for layer, update in model.items():
-            shapes.setdefault(layer, Counter())[_shape(update)] += 1
+        for layer, shape in model.items():
+            shapes.setdefault(layer, Counter())[shape] += 1
     found = {layer: counts.most_common(1)[0] for layer, counts in sorted(shapes.items())}
     return {layer: shape for layer, (shape, count) in found.items() if 2 * count >= len(models)}
 

@@ -24,7 +24,7 @@ from pydantic import Field
 
 from modelgrove_analyzers.encoders.classes import ClassJudge
 from modelgrove_analyzers.encoders.closed_form import COPY, Said, blended, fit_dual
-from modelgrove_analyzers.encoders.embedder import LoraEmbedder, Options
+from modelgrove_analyzers.encoders.embedder import Options, WeightsEmbedder
 from modelgrove_analyzers.encoders.expert_file import Saved
 from modelgrove_analyzers.encoders.features import Shape, Updates
 from modelgrove_analyzers.encoders.grams import crossed, mixed, roots
@@ -89,7 +89,7 @@ class GramFitted:
         return {**stored, "dual": self.dual, "places": self.places.half(), **said}
 
 
-class GramRidge(LoraEmbedder):
+class GramRidge(WeightsEmbedder):
     """The default embedder plugin."""
 
     name: ClassVar[str] = "gram-ridge"

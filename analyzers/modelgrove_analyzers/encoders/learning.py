@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from modelgrove_analyzers.encoders.closed_form import best_layer
-from modelgrove_analyzers.encoders.embedder import LoraEmbedder, Options
+from modelgrove_analyzers.encoders.embedder import Options, WeightsEmbedder
 from modelgrove_analyzers.encoders.expert_file import Saved
 from modelgrove_analyzers.encoders.features import Shape
 from modelgrove_analyzers.encoders.heads import ClassHead, Head, Parameters, TextHead, placed
@@ -74,7 +74,7 @@ class TrainedFitted:
         return dict(self.parameters)
 
 
-class TrainedEmbedder(LoraEmbedder):
+class TrainedEmbedder(WeightsEmbedder):
     """A plugin that trains its `encoder` on one layer."""
 
     encoder: ClassVar[Encoder]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from modelgrove_analyzers.encoders.classes import ClassJudge
 from modelgrove_analyzers.encoders.closed_form import fit_dual
-from modelgrove_analyzers.encoders.embedder import LoraEmbedder, Options
+from modelgrove_analyzers.encoders.embedder import Options, WeightsEmbedder
 from modelgrove_analyzers.encoders.expert_file import Saved
 from modelgrove_analyzers.encoders.features import Shape, Updates
 from modelgrove_analyzers.encoders.judge import Judge
@@ -68,7 +68,7 @@ class StatFitted:
         return {"mean": self.mean, "deviation": self.deviation, "linear": self.linear}
 
 
-class StatNN(LoraEmbedder):
+class StatNN(WeightsEmbedder):
     """A baseline."""
 
     name: ClassVar[str] = "statnn"

@@ -75,7 +75,8 @@ def search(hub: Hub, text: str, by: By = "both", filters: Filters | None = None,
         outside = fits_none(session) if by != "card" else {}
     found = list(candidates.values())
     scores = _scores(background, query, found, SIDES[by])
-    labels = {one.expert.id: known_labels(hub, one.expert) for one in found if one.expert is not None}
+    experts = {one.expert.id: one.expert for one in found if one.expert is not None}
+    labels = {number: known_labels(hub, expert) for number, expert in experts.items()}
     ranked = _ranked(background, query, found, scores, labels)
     best = [candidates[one] for one in fuse(ranked)[:limit]]
     looks = _looks(hub, background, {one.revision: one.vectors["weights"] for one in best if "weights" in one.vectors})

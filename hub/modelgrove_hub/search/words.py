@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modelgrove_hub.search.kept import kept_vectors
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -25,8 +27,6 @@ def words() -> tuple[str, ...]:
 def describe(background: Background, vectors: NDArray[np.float32], folder: Path | None = None) -> list[list[str]]:
     """The three words that fit each of `vectors` (n, d) best, the best first; their vectors are kept in `folder`."""
     import numpy as np
-
-    from modelgrove_hub.search.kept import kept_vectors
 
     known, _ = kept_vectors("words", words(), folder)
     scores = background.scores(vectors, background.centre(known))

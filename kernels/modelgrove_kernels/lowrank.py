@@ -15,8 +15,11 @@ import torch
 from torch import Tensor
 
 _SPARE = 10
+"""Directions that `leading` looks for beyond those asked for."""
 _PASSES = 2
+"""Power iterations of `leading`."""
 _WORTH = 8
+"""How many times fewer directions than the matrix has make a random search worth it."""
 
 
 @dataclass(frozen=True)

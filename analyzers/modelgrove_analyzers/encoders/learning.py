@@ -109,7 +109,8 @@ def train(encoder: Encoder, lesson: Lesson, options: TrainedOptions) -> tuple[Tr
     if lesson.classes is not None:
         head = ClassHead(lesson, lesson.classes, options.rank)
     kept = head.validation()
-    training = torch.tensor([i for i in range(len(updates.S)) if i not in set(kept.tolist())])
+    training = torch.arange(len(updates.S))
+    training = training[~torch.isin(training, kept)]
     trained = encoder.start(updates.shape, options.rank, lesson.generator) | head.start()
     parameters = {**trained, **head.fixed()}
     for parameter in trained.values():

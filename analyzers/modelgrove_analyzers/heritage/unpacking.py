@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import isclose
 from pathlib import Path
 
 from torch import Tensor
 
 from modelgrove_analyzers.heritage.rounding import GridFit, measure_grid
-from modelgrove_hub.formats.quantized import CODES, SCALES, ZEROS, PackedTensor, manifest_of
+from modelgrove_hub.formats.quantized import PackedTensor, manifest_of
 from modelgrove_hub.store.tensors import StoredTensor, tensors_of
-from modelgrove_kernels.packing import Packed, dequantize, unfold
+from modelgrove_kernels.layouts import Layout, restore
+from modelgrove_kernels.packing import unfold
+
+_ROUNDED = 0.999
+"""Share of values within half a step when a tensor was rounded to nearest."""
+_SAME_ERROR = 1e-4
 
 
 @dataclass(frozen=True)
@@ -21,21 +27,35 @@ class PackedSource:
     name: str
     entry: PackedTensor
     parts: Mapping[str, StoredTensor]
+    """Suffix → stored part."""
 
     def read(self) -> Tensor:
         """The values that the codes stand for, float32, in the original's shape."""
         return unfold(self._matrix(), self.entry.shape, self.entry.axes)
 
     def fit(self, original: Tensor) -> GridFit:
-        """How far `original`, of the original's shape, lies from this tensor's own grid."""
-        matrix = original.float().permute(self.entry.axes).reshape(self.entry.matrix)
-        scales = self.parts[self.name + SCALES].read().float().reshape(-1, 1)
-        return measure_grid(matrix, self._matrix(), self.entry.group, scales, "F32")
+        """How far `original`, of the original's shape, lies from this tensor.
+
+        Rounding to nearest leaves every value within half a step. Calibrated methods do not, but they
+        state their error: only the very tensor that was packed has just this distance.
+        """
+        exact, mine = original.float().permute(self.entry.axes).reshape(self.entry.matrix), self._matrix()
+        if self.entry.layout in ("int8", "int4") and self.entry.rotation is None and not self.entry.smooth:
+            scales = self.parts["scales"].read().float().reshape(-1, 1)
+            fit = measure_grid(exact, mine, self.entry.group, scales, "F32")
+            if fit.within >= _ROUNDED:
+                return fit
+        norm = float(exact.norm())
+        error = float((mine - exact).norm()) / norm if norm else 0.0
+        same = isclose(error, self.entry.error, rel_tol=_SAME_ERROR, abs_tol=1e-6)
+        return GridFit(self.entry.group, 2**self.entry.bits, float(same), error)
 
     def _matrix(self) -> Tensor:
-        codes, scales = (self.parts[self.name + part].read() for part in (CODES, SCALES))
-        zeros = self.parts[self.name + ZEROS].read() if self.name + ZEROS in self.parts else None
-        return dequantize(Packed(codes, scales, zeros, self.entry.matrix[1], self.entry.bits, self.entry.group))
+        entry = self.entry
+        layout = Layout(
+            entry.layout, entry.matrix[1], entry.bits, entry.group, entry.vector, entry.rotation, entry.block
+        )
+        return restore(layout, {suffix: part.read() for suffix, part in self.parts.items()})
 
 
 def packed_sources(file: Path) -> dict[str, PackedSource]:
@@ -45,7 +65,7 @@ def packed_sources(file: Path) -> dict[str, PackedSource]:
         return {}
     stored = {tensor.name: tensor for tensor in tensors_of(file)}
     return {
-        name: PackedSource(name, entry, {part: stored[part] for part in entry.parts(name)})
+        name: PackedSource(name, entry, {suffix: stored[f"{name}.{suffix}"] for suffix in entry.parts()})
         for name, entry in manifest.tensors.items()
     }
 
@@ -53,7 +73,7 @@ def packed_sources(file: Path) -> dict[str, PackedSource]:
 def unpacked(file: Path) -> Iterator[tuple[str, Tensor]]:
     """All tensors of a packed file under their original names; quantized ones in float32, others as stored."""
     sources = packed_sources(file)
-    parts = {part for source in sources.values() for part in source.parts}
+    parts = {part.name for source in sources.values() for part in source.parts.values()}
     for name, source in sources.items():
         yield name, source.read()
     for tensor in tensors_of(file):

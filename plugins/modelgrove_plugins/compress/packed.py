@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from modelgrove_hub.contracts import InputModel
-from modelgrove_hub.formats.quantized import CODES, SCALES, ZEROS, PackedTensor, manifest_of
+from modelgrove_hub.errors import CorruptFileError
+from modelgrove_hub.formats.quantized import PackedTensor, manifest_of
 from modelgrove_hub.store.dtypes import DTYPES, NAMES
 from modelgrove_hub.store.tensors import tensors_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from modelgrove_kernels.layouts import Layout
     from modelgrove_kernels.packing import Packed
 
 
@@ -38,47 +41,97 @@ def dequantized_file(path: Path) -> Iterator[tuple[str, Tensor]]:
     manifest = manifest_of(path)
     if manifest is not None:
         for name, entry in manifest.tensors.items():
-            yield name, unpack(entry, {part: stored.pop(part).read() for part in entry.parts(name)}, name)
+            parts = {suffix: stored.pop(f"{name}.{suffix}").read() for suffix in entry.parts()}
+            yield name, unpack(Stored(entry, parts), name)
     for name, tensor in stored.items():
         yield name, tensor.read()
 
 
-def pack(tensor: Tensor, bits: int, group: int | None) -> tuple[PackedTensor, Packed]:
-    """Quantize a tensor of two or more dimensions, rows along the first; a convolution's channels become innermost.
+@dataclass(frozen=True)
+class Stored:
+    """A packed tensor: its entry in the manifest, and its parts by suffix."""
+
+    entry: PackedTensor
+    parts: Mapping[str, Tensor]
+
+
+def matrix_of(tensor: Tensor) -> Tensor:
+    """A tensor of two or more dimensions as (rows, columns); a convolution's channels become innermost."""
+    return tensor.permute(axes_of(tensor)).reshape(tensor.shape[0], -1)
+
+
+def axes_of(tensor: Tensor) -> tuple[int, ...]:
+    """The order of axes in which a tensor is packed: rows first, input channels last."""
+    return (0, *range(2, tensor.ndim), 1)
+
+
+def pack(tensor: Tensor, bits: int, group: int | None) -> Stored:
+    """Round a tensor of two or more dimensions to nearest, int8 or int4.
 
     Raises:
         ValueError: a value is not finite.
     """
     from modelgrove_kernels.packing import quantize
 
-    axes = (0, *range(2, tensor.ndim), 1)
-    packed = quantize(tensor.permute(axes).reshape(tensor.shape[0], -1), bits, group)
-    entry = PackedTensor(
-        layout="int8" if bits == 8 else "int4",
-        bits=8 if bits == 8 else 4,
-        group=packed.group,
+    packed = quantize(matrix_of(tensor), bits, group)
+    error = math.sqrt(packed.noise / packed.signal) if packed.signal else 0.0
+    parts = packed_parts(packed)
+    entry = _entry(tensor, parts, error, layout="int8" if bits == 8 else "int4", bits=bits, group=packed.group)
+    return Stored(entry, parts)
+
+
+def packed_parts(packed: Packed) -> dict[str, Tensor]:
+    """The parts of layouts `int8` and `int4`."""
+    parts = {"codes": packed.codes, "scales": packed.scales}
+    return parts if packed.zeros is None else {**parts, "zeros": packed.zeros}
+
+
+def describe(tensor: Tensor, parts: Mapping[str, Tensor], **fields: Any) -> Stored:
+    """The packed form of `tensor` in any layout: its error and bytes are measured from `parts`.
+
+    `fields` are those of `PackedTensor` that the method decides: layout, bits, group and so on.
+    """
+    from modelgrove_kernels.layouts import restore
+
+    exact = matrix_of(tensor).float()
+    draft = _entry(tensor, parts, 0.0, **fields)
+    norm = float(exact.norm())
+    error = float((restore(layout_of(draft), parts) - exact).norm()) / norm if norm else 0.0
+    return Stored(draft.model_copy(update={"error": error}), parts)
+
+
+def _entry(tensor: Tensor, parts: Mapping[str, Tensor], error: float, **fields: Any) -> PackedTensor:
+    return PackedTensor(
         dtype=NAMES[str(tensor.dtype)],
         shape=tuple(tensor.shape),
-        axes=axes,
-        error=math.sqrt(packed.noise / packed.signal) if packed.signal else 0.0,
-        bytes=packed.nbytes,
+        axes=axes_of(tensor),
+        error=error,
+        bytes=sum(part.nbytes for part in parts.values()),
+        **fields,
     )
-    return entry, packed
 
 
-def parts_of(name: str, packed: Packed) -> dict[str, Tensor]:
-    """The stored tensors of a packed one."""
-    parts = {name + CODES: packed.codes, name + SCALES: packed.scales}
-    return parts if packed.zeros is None else {**parts, name + ZEROS: packed.zeros}
+def layout_of(entry: PackedTensor) -> Layout:
+    """What the kernels need to know of an entry."""
+    from modelgrove_kernels.layouts import Layout
+
+    return Layout(entry.layout, entry.matrix[1], entry.bits, entry.group, entry.vector, entry.rotation, entry.block)
 
 
-def unpack(entry: PackedTensor, parts: Mapping[str, Tensor], name: str) -> Tensor:
-    """The tensor that `parts` stand for, in its original dtype, shape and order of axes."""
+def unpack(stored: Stored, name: str) -> Tensor:
+    """The tensor that the parts stand for, in its original dtype, shape and order of axes.
+
+    Raises:
+        CorruptFileError: the parts contradict each other; the message names the tensor.
+    """
     import torch
 
-    from modelgrove_kernels.packing import Packed, dequantize, unfold
+    from modelgrove_kernels.layouts import restore
+    from modelgrove_kernels.packing import unfold
 
-    codes, scales, zeros = parts[name + CODES], parts[name + SCALES], parts.get(name + ZEROS)
-    packed = Packed(codes, scales, zeros, entry.matrix[1], entry.bits, entry.group)
-    values = dequantize(packed, getattr(torch, str(DTYPES[entry.dtype].torch)))
-    return unfold(values, entry.shape, entry.axes)
+    entry = stored.entry
+    try:
+        matrix = restore(layout_of(entry), stored.parts)
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise CorruptFileError(f"tensor {name}: {error}") from error
+    return unfold(matrix.to(getattr(torch, str(DTYPES[entry.dtype].torch))), entry.shape, entry.axes)

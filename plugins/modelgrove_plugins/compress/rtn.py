@@ -17,8 +17,7 @@ from modelgrove_plugins.compress.packed import pack
 from modelgrove_plugins.compress.streaming import compress
 
 if TYPE_CHECKING:
-    from modelgrove_hub.formats.quantized import PackedTensor
-    from modelgrove_kernels.packing import Packed
+    from modelgrove_plugins.compress.packed import Stored
 
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
 SKIP = (
@@ -69,7 +68,7 @@ class Rtn:
             DataError: there are no safetensors weights, or one is NaN or infinite; the message names it.
         """
 
-        def quantize(tensor: LazyTensor) -> tuple[PackedTensor, Packed] | None:
+        def quantize(tensor: LazyTensor) -> Stored | None:
             return pack(tensor.read(), params.bits, params.group) if params.takes(tensor) else None
 
         chosen = params.model_dump(mode="json", exclude={"skip"})

@@ -24,15 +24,13 @@ from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.header import read_header
 from modelgrove_hub.store.manifest import scan_bytes
 from modelgrove_hub.tables import Relation
-from modelgrove_plugins.compress.packed import parts_of
+from modelgrove_plugins.compress.packed import Stored
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modelgrove_kernels.packing import Packed
-
-Quantize = Callable[[LazyTensor], "tuple[PackedTensor, Packed] | None"]
-"""Tensor → the packed tensor, or None to keep it."""
+Quantize = Callable[[LazyTensor], "Stored | Tensor | None"]
+"""Tensor → the packed tensor, another tensor in its place, or None to keep it."""
 
 _INDEX = ".safetensors.index.json"
 _CONFIG = "config.json"
@@ -124,11 +122,15 @@ def _quantized(quantize: Quantize, tensor: LazyTensor, packed: dict[str, PackedT
         result = quantize(tensor)
     except ValueError as error:
         raise DataError(f"tensor {tensor.name}: {error}") from error
-    # Rows may be so short that the scales outweigh the codes.
-    if result is None or result[0].bytes >= _size(tensor):
+    if result is None:
         return None
-    packed[tensor.key] = result[0]
-    return parts_of(tensor.key, result[1])
+    if not isinstance(result, Stored):
+        return {tensor.key: result}
+    # Rows may be so short that the scales outweigh the codes.
+    if result.entry.bytes >= _size(tensor):
+        return None
+    packed[tensor.key] = result.entry
+    return {f"{tensor.key}.{suffix}": part for suffix, part in result.parts.items()}
 
 
 def _copy_others(

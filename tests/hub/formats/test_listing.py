@@ -243,7 +243,7 @@ def test_a_packed_file_is_judged_as_it_was_before(tmp_path):
             continue
         fields = {"layout": "int8", "bits": 8, "group": 32, "dtype": "F32", "shape": shape, "axes": (0, 1)}
         entries[name] = PackedTensor(**fields, error=0.0, bytes=0)
-        parts |= {part: (min(form.dtypes), form.shape) for part, form in entries[name].parts(name).items()}
+        parts |= {f"{name}.{suffix}": (min(form.dtypes), form.shape) for suffix, form in entries[name].parts().items()}
     manifest = QuantManifest(method="test", parent="0" * 64, tensors=entries)
     path = tmp_path / "packed.safetensors"
     sparse(path, parts, manifest.metadata())

@@ -63,13 +63,27 @@ def test_a_manifest_survives_its_json(tensors):
 @given(entries())
 @settings(max_examples=50, deadline=None)
 def test_parts_hold_every_element_of_the_original(entry):
-    parts = entry.parts("x")
+    parts = entry.parts()
     rows, columns = entry.matrix
-    (stored_rows, width), (_, groups) = parts["x.codes"].shape, parts["x.scales"].shape
+    (stored_rows, width), (_, groups) = parts["codes"].shape, parts["scales"].shape
     assert stored_rows == rows
     assert columns <= groups * entry.group < columns + entry.group
     assert width * 8 == groups * entry.group * entry.bits
-    assert ("x.zeros" in parts) == (entry.bits == 4)
+    assert ("zeros" in parts) == (entry.bits == 4)
+
+
+def test_every_part_that_a_tensor_may_have_has_a_shape():
+    activations = {"bits": 4, "ranges": "timestep", "groups": 3, "intervals": 20}
+    change = {"layout": "lut", "bits": 3, "vector": 2, "tables": "row", "smooth": True, "rank": 8}
+    rotated = {"rotation": "stored", "block": 4}
+    entry = PackedTensor(**{**ENTRY, **change, **rotated, "activations": activations})
+    assert {suffix: part.shape for suffix, part in entry.parts().items()} == {
+        # 15 groups of 32 codes of 3 bits
+        "codes": (320, 180), "scales": (320, 15), "table": (320, 8, 2), "smooth": (100,), "permutation": (900,),
+        "rotation": (225, 4, 4), "up": (320, 8), "down": (8, 900), "channels": (100,), "ranges": (20, 3, 2),
+    }  # fmt: skip
+    sparse = PackedTensor(**{**ENTRY, "layout": "sparse", "bits": 1, "nonzero": 5})
+    assert {suffix: part.shape for suffix, part in sparse.parts().items()} == {"mask": (320, 113), "values": (5,)}
 
 
 def test_a_file_without_the_key_is_not_packed():
@@ -101,6 +115,16 @@ def test_the_original_tensors_are_told_from_the_parts():
         ({"tensors": {"x": {**ENTRY, "shape": [0, 1], "axes": [0, 1]}}}, "shape"),
         ({"tensors": {"x": {**ENTRY, "dtype": "I64"}}}, "no floating-point"),
         ({"tensors": {"x": {**ENTRY, "error": -1}}}, "error"),
+        ({"tensors": {"x": {**ENTRY, "layout": "lut", "bits": 9}}}, "bits"),
+        ({"tensors": {"x": {**ENTRY, "layout": "lut", "vector": 3}}}, "vectors of 3"),
+        ({"tensors": {"x": {**ENTRY, "layout": "lut", "vector": 32}}}, "vector"),
+        ({"tensors": {"x": {**ENTRY, "layout": "sparse", "bits": 1, "nonzero": 10**6}}}, "do not fit"),
+        ({"tensors": {"x": {**ENTRY, "rotation": "hadamard", "block": 7}}}, "blocks of 7"),
+        ({"tensors": {"x": {**ENTRY, "rotation": "hadamard", "block": 12}}}, "no power of two"),
+        ({"tensors": {"x": {**ENTRY, "rotation": "stored"}}}, "blocks of 0"),
+        ({"tensors": {"x": {**ENTRY, "block": 4}}}, "there is none"),
+        ({"tensors": {"x": {**ENTRY, "rank": 2**60}}}, "rank"),
+        ({"tensors": {"x": {**ENTRY, "activations": {"bits": 1}}}}, "activations.bits"),
     ],
 )
 def test_a_manifest_that_breaks_a_rule_is_refused(change, message):

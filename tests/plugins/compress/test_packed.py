@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from modelgrove_hub.errors import CorruptFileError, DataError
 from modelgrove_hub.formats.quantized import KEY
 from modelgrove_hub.testing import FolderModel, run_plugin
-from modelgrove_kernels.packing import dequantize
-from modelgrove_plugins.compress.packed import dequantized, dequantized_file, pack, parts_of, unpack
+from modelgrove_kernels.layouts import decode
+from modelgrove_plugins.compress.packed import dequantized, dequantized_file, layout_of, pack, unpack
 from modelgrove_plugins.compress.rtn import Rtn
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -27,20 +27,20 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 @settings(max_examples=60, deadline=None)
 def test_a_packed_tensor_comes_back_in_its_shape_with_its_error(shape, dtype, grid):
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    entry, packed = pack(tensor, *grid)
-    back = unpack(entry, parts_of("x", packed), "x")
+    stored = pack(tensor, *grid)
+    back, entry = unpack(stored, "x"), stored.entry
     assert (back.dtype, back.shape) == (tensor.dtype, tensor.shape)
     error = float((back.double() - tensor.double()).norm() / tensor.double().norm())
     # Half-precision results are rounded once more than the error that the entry tells.
     assert error == pytest.approx(entry.error, abs=8e-3 if dtype == torch.bfloat16 else 1e-3)
-    assert entry.bytes == sum(part.nbytes for part in parts_of("x", packed).values())
+    assert entry.bytes == sum(part.nbytes for part in stored.parts.values())
 
 
 def test_input_channels_lie_innermost():
     tensor = torch.arange(2 * 3 * 2 * 2, dtype=torch.float32).reshape(2, 3, 2, 2)
-    entry, packed = pack(tensor, 8, None)
-    assert entry.axes == (0, 2, 3, 1)
-    matrix = dequantize(packed)
+    stored = pack(tensor, 8, None)
+    assert stored.entry.axes == (0, 2, 3, 1)
+    matrix = decode(layout_of(stored.entry), stored.parts)
     # Kernel position (0, 0) of the three channels comes first; a step of the grid is 11/127.
     assert torch.allclose(matrix[0, :3], tensor[0, :, 0, 0], atol=0.1)
 

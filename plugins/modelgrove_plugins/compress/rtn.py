@@ -6,8 +6,6 @@ zero point a group. Nothing is calibrated. The arithmetic is in kernels/packing.
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -15,39 +13,26 @@ from pydantic import Field
 from modelgrove_hub.contracts import API, Context, Kind, LazyTensor, Params, Result
 from modelgrove_plugins.compress.packed import pack
 from modelgrove_plugins.compress.streaming import compress
+from modelgrove_plugins.compress.targets import CompressorParams
 
 if TYPE_CHECKING:
     from modelgrove_plugins.compress.packed import Stored
 
-FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
-SKIP = (
-    "vae/*", "*norm*", "*embed*", "*bias",
-    "*conv_in.weight", "*conv_out.weight", "*input_blocks.0.0.weight", "out.2.weight", "*.out.2.weight",
-)  # fmt: skip
-"""Kept by default: norms, embeddings, biases, the first and the last layer, and the autoencoder."""
 
-
-class RtnParams(Params):
-    """What is rounded, and how coarsely."""
+class RtnParams(CompressorParams):
+    """How coarsely weights are rounded."""
 
     bits: Literal[8, 4] = Field(8, description="Bits of a weight: 8 or 4.")
     granularity: Literal["auto", "channel", "group"] = Field(
         "auto", description="What shares a scale: an output channel, or a group of inputs; auto: channel at 8 bits."
     )
     group_size: Literal[32, 64, 128] = Field(64, description="Inputs in a group: 32, 64 or 128.")
-    skip: tuple[str, ...] = Field(SKIP, description="Patterns of folder/tensor names that are kept as they are.")
-    smallest: int = Field(4096, ge=0, description="Tensors with fewer values than this are kept as they are.")
 
     @property
     def group(self) -> int | None:
         """The group width, or None for one scale a row."""
         channel = self.granularity == "channel" or (self.granularity == "auto" and self.bits == 8)
         return None if channel else self.group_size
-
-    def takes(self, tensor: LazyTensor) -> bool:
-        """Whether a tensor is to be rounded: a matrix or convolution of floats that no pattern skips."""
-        wanted = len(tensor.shape) >= 2 and tensor.dtype in FLOATS and prod(tensor.shape) >= max(1, self.smallest)
-        return wanted and not any(fnmatchcase(tensor.name, pattern) for pattern in self.skip)
 
 
 class Rtn:
@@ -71,5 +56,4 @@ class Rtn:
         def quantize(tensor: LazyTensor) -> Stored | None:
             return pack(tensor.read(), params.bits, params.group) if params.takes(tensor) else None
 
-        chosen = params.model_dump(mode="json", exclude={"skip"})
-        return compress(context, self.name, chosen, quantize, tag=f"int{params.bits}")
+        return compress(context, self.name, params.recorded(), quantize, tag=f"int{params.bits}")

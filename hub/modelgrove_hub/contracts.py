@@ -111,6 +111,9 @@ class InputModel(Protocol):
     def files(self) -> Mapping[str, Path]:
         """The revision's files: path in the model → path on this machine."""
 
+    def sha256(self, path: str) -> str:
+        """The hash of the file at `path` in the model; known from the registry, so it costs nothing."""
+
 
 class TensorWriter(Protocol):
     """Writes one safetensors file tensor by tensor; nothing is visible until the job succeeds."""

@@ -8,7 +8,7 @@ padded. Two layouts:
   w ≈ (code - zero) · scale with an integer zero point in [0, 15], so that 0 is kept exactly.
 
 Plain torch in float32, a few rows at a time, so memory stays bounded whatever the size; where the
-compiled kernels are there, `rounding` finds the same codes in C.
+compiled kernels are there, `round_groups` finds the same codes in C.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modelgrove_kernels import rounding
+from modelgrove_kernels.rounding import Rounded, round_groups
 
 CHUNK = 1 << 18
 """Elements worked on at once: 1 MB a temporary, which stays in the cache."""
@@ -85,27 +85,8 @@ def quantize(weight: Tensor, bits: int, group: int | None = None) -> Packed:
         raise ValueError(f"a {weight.dtype} tensor of shape {tuple(weight.shape)} is no matrix of floats")
     columns = weight.shape[1]
     width = group_width(columns, bits, group)
-    groups = -(-columns // width)
-    native = rounding.available(weight)
-    low, high = rounding.group_ranges(weight, width) if native else _ranges(weight, width, groups)
-    scales, zeros = _grid(low, high, bits)
-    codes, signal, noise = (rounding.group_codes if native else _round)(weight, width, scales, zeros)
-    return Packed(codes, scales, zeros, columns, bits, width, signal, noise)
-
-
-def _round(weight: Tensor, width: int, scales: Tensor, zeros: Tensor | None) -> tuple[Tensor, float, float]:
-    """Codes as they are stored, ‖w‖² and ‖w - ŵ‖²."""
-    (rows, groups), bits = scales.shape, 8 if zeros is None else 4
-    codes = torch.empty((rows, groups * width * bits // 8), dtype=torch.int8 if bits == 8 else torch.uint8)
-    signal = noise = 0.0
-    for part in chunks(rows, groups * width):
-        exact = _grouped(weight[part], width, groups)
-        scale = scales[part].float().unsqueeze(-1)
-        steps = (exact / scale).round_()
-        codes[part] = _codes(steps, None if zeros is None else zeros[part])
-        signal += _energy(exact)
-        noise += _energy(steps.mul_(scale).sub_(exact))
-    return codes, signal, noise
+    rounded = round_groups(weight, bits, width) or _round(weight, bits, width)
+    return Packed(rounded.codes, rounded.scales, rounded.zeros, columns, bits, width, rounded.signal, rounded.noise)
 
 
 def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -140,18 +121,33 @@ def chunks(rows: int, columns: int) -> Iterator[slice]:
         yield slice(start, min(start + step, rows))
 
 
-def _ranges(weight: Tensor, width: int, groups: int) -> tuple[Tensor, Tensor]:
-    """Lowest and highest value of all groups, (rows, groups) each."""
+def _round(weight: Tensor, bits: int, width: int) -> Rounded:
+    """What `round_groups` does, for all dtypes and sizes of scales.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    rows, groups = weight.shape[0], -(-weight.shape[1] // width)
+    scales, zeros = _grid(weight, bits, width, groups)
+    codes = torch.empty((rows, groups * width * bits // 8), dtype=torch.int8 if bits == 8 else torch.uint8)
+    signal = noise = 0.0
+    for part in chunks(rows, groups * width):
+        exact = _grouped(weight[part], width, groups)
+        scale = scales[part].float().unsqueeze(-1)
+        steps = (exact / scale).round_()
+        codes[part] = _codes(steps, None if zeros is None else zeros[part])
+        signal += _energy(exact)
+        noise += _energy(steps.mul_(scale).sub_(exact))
+    return Rounded(codes, scales, zeros, signal, noise)
+
+
+def _grid(weight: Tensor, bits: int, width: int, groups: int) -> tuple[Tensor, Tensor | None]:
+    """Scales and zero points of all groups, as they are stored."""
     low = torch.empty((weight.shape[0], groups))
     high = torch.empty_like(low)
     for part in chunks(weight.shape[0], groups * width):
         values = _grouped(weight[part], width, groups)
         low[part], high[part] = values.amin(-1), values.amax(-1)
-    return low, high
-
-
-def _grid(low: Tensor, high: Tensor, bits: int) -> tuple[Tensor, Tensor | None]:
-    """Scales and zero points of all groups, as they are stored."""
     if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
         raise ValueError("NaN or infinite values cannot be quantized")
     if bits == 8:

@@ -16,7 +16,7 @@ def in_torch(monkeypatch):
 
     def quantize(*arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(rounding, "available", lambda _weight: False)
+            patch.setattr(packing, "round_groups", lambda *_: None)
             return packing.quantize(*arguments)
 
     return quantize
@@ -40,7 +40,7 @@ def draw(rows, columns, dtype, seed, spread):
 def test_codes_scales_and_zero_points_are_the_same(rows, columns, dtype, grid, seed, spread):
     weight = draw(rows, columns, dtype, seed, spread)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rounding, "available", lambda _weight: False)
+        patch.setattr(packing, "round_groups", lambda *_: None)
         wanted = packing.quantize(weight, *grid)
     found = packing.quantize(weight, *grid)
     assert torch.equal(found.codes, wanted.codes)
@@ -49,6 +49,10 @@ def test_codes_scales_and_zero_points_are_the_same(rows, columns, dtype, grid, s
     # Sums in another order.
     assert found.signal == pytest.approx(wanted.signal, rel=1e-5)
     assert found.noise == pytest.approx(wanted.noise, rel=1e-4, abs=1e-12 * wanted.signal)
+
+
+def test_c_does_the_usual_cases_itself():
+    assert rounding.round_groups(torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), 4, 32) is not None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -77,5 +81,5 @@ def test_views_are_read_in_their_own_order(in_torch):
 
 
 def test_double_precision_is_left_to_torch():
-    assert not rounding.available(torch.ones(2, 2, dtype=torch.float64))
+    assert rounding.round_groups(torch.ones(2, 2, dtype=torch.float64), 8, 2) is None
     assert packing.quantize(torch.ones(2, 2, dtype=torch.float64), 8).codes.tolist() == [[127, 127]] * 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,8 @@ class RegisteredModel:
     tags: Sequence[str]
     paths: Mapping[str, Path]
     base: RegisteredModel | None = None
+    hashes: Mapping[str, str] = field(default_factory=dict)
+    """sha256 of those files whose hashes are known."""
 
     def tensors(self) -> Iterator[ModelTensor]:
         """All tensors of all weight files but spare copies, files by path, tensors in file order.
@@ -77,6 +79,16 @@ class RegisteredModel:
     def files(self) -> dict[str, Path]:
         """The revision's files: path in the model → path on this machine."""
         return dict(self.paths)
+
+    def sha256(self, path: str) -> str:
+        """The hash of the file at `path` in the model; computed where it is not known.
+
+        Raises:
+            NotFoundError, DataError, StorageError: the file cannot be opened or read.
+        """
+        from modelgrove_hub.store.manifest import scan_bytes
+
+        return self.hashes.get(path) or scan_bytes(self.paths[path]).sha256
 
     def _weights(self) -> list[str]:
         found = [path for path in chosen_weights(self.paths) if path.endswith(_WEIGHTS)]
@@ -110,6 +122,7 @@ def load_input(hub: Hub, revision_id: int) -> RegisteredModel:
         summary=revision.summary, card=model.card, tags=tuple(model.tags),
         paths={path: _local(hub, model.name, path, blob) for path, blob in blobs},
         base=_base(hub, root) if root is not None else None,
+        hashes={path: blob.sha256 for path, blob in blobs},
     )  # fmt: skip
 
 

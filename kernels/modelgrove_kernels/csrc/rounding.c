@@ -11,7 +11,12 @@
 #include <string.h>
 
 enum { F32 = 0, F16 = 1, BF16 = 2 };
+enum { NO_MEMORY = 1, NOT_FINITE = 2, NOT_HALF = 4 };
 enum { LANES = 8 };
+
+/* The normal range of float16. */
+#define HALF_LEAST 6.103515625e-05f
+#define HALF_MOST 65504.0f
 
 typedef struct {
     const void *values;
@@ -78,30 +83,6 @@ MG_TARGET static void range_of(const float *x, size_t count, float *low, float *
     *high = finite ? highest : NAN;
 }
 
-/* low, high (rows, groups) float32 of every group, padding included. Returns 0, or 1 when memory is short. */
-MG_EXPORT int mg_group_ranges(const void *values, int dtype, size_t rows, size_t columns, size_t group, float *low,
-                              float *high, int threads) {
-    mg_matrix m = {values, dtype, rows, columns, group, (columns + group - 1) / group};
-    int failed = 0;
-#pragma omp parallel num_threads(threads)
-    {
-        float *row = calloc(m.groups * group + LANES, sizeof(float));
-#pragma omp for
-        for (size_t r = 0; r < rows; r++) {
-            if (!row)
-                continue;
-            widen(&m, r, row);
-            for (size_t g = 0; g < m.groups; g++)
-                range_of(row + g * group, group, low + r * m.groups + g, high + r * m.groups + g);
-        }
-        if (!row)
-#pragma omp atomic write
-            failed = 1;
-        free(row);
-    }
-    return failed;
-}
-
 /* Steps of one value from zero, within [low, high]; what is lost is added to *noise. */
 MG_INLINE MG_TARGET __m256 steps_of(__m256 x, __m256 scale, __m256 low, __m256 high, __m256 *noise) {
     __m256 steps = _mm256_round_ps(_mm256_div_ps(x, scale), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -162,42 +143,64 @@ MG_TARGET static void pack_nibbles(const uint8_t *codes, size_t count, uint8_t *
         out[i / 2] = (uint8_t)(codes[i] | codes[i + 1] << 4);
 }
 
-/* codes of every group by its scale and zero point (`zeros` NULL: layout int8), and ‖w‖², ‖w - ŵ‖² of every row.
- * Returns 0, or 1 when memory is short. */
-MG_EXPORT int mg_group_round(const void *values, int dtype, size_t rows, size_t columns, size_t group,
-                             const float *scales, const uint8_t *zeros, uint8_t *codes, double *signal, double *noise,
-                             int threads) {
+/* The grid of a group: its scale, rounded to float16, and zero point (-1 for layout int8). Returns the faults. */
+MG_TARGET static int grid_of(const float *x, size_t count, int bits, uint16_t *half, float *scale, int *zero) {
+    float low, high;
+    range_of(x, count, &low, &high);
+    if (isnan(low))
+        return NOT_FINITE;
+    low = bits == 4 && low > 0 ? 0 : low;
+    high = bits == 4 && high < 0 ? 0 : high;
+    /* Divided before the subtraction: the range of float32's extremes would overflow. */
+    float step = bits == 4 ? high / 15.0f - low / 15.0f : (-low > high ? -low : high) / 127.0f;
+    step = step == 0 ? 1.0f : step;
+    *half = _cvtss_sh(step, _MM_FROUND_TO_NEAREST_INT);
+    *scale = _cvtsh_ss(*half);
+    float place = rintf(-low / *scale);
+    *zero = bits == 8 ? -1 : place < 0 ? 0 : place > 15 ? 15 : (int)place;
+    return step < HALF_LEAST || step > HALF_MOST ? NOT_HALF : 0;
+}
+
+/* Scales (rows, groups) float16, zero points (layout int4; else unused) and codes of every group, and ‖w‖², ‖w - ŵ‖²
+ * of every row. Returns the faults: outputs are to be used only if there are none. */
+MG_EXPORT int mg_group_quantize(const void *values, int dtype, size_t rows, size_t columns, size_t group, int bits,
+                                uint16_t *scales, uint8_t *zeros, uint8_t *codes, double *signal, double *noise,
+                                int threads) {
     mg_matrix m = {values, dtype, rows, columns, group, (columns + group - 1) / group};
-    size_t padded = m.groups * group, width = zeros ? padded / 2 : padded;
-    int failed = 0;
-#pragma omp parallel num_threads(threads)
+    size_t padded = m.groups * group, width = padded * (size_t)bits / 8;
+    int faults = 0;
+#pragma omp parallel num_threads(threads) reduction(| : faults)
     {
         float *row = calloc(padded + LANES, sizeof(float));
         uint8_t *wide = malloc(padded + 32);
+        if (!row || !wide)
+            faults = NO_MEMORY;
 #pragma omp for
         for (size_t r = 0; r < rows; r++) {
-            if (!row || !wide)
+            if (faults)
                 continue;
             widen(&m, r, row);
             mg_energy sum = {0, 0};
             for (size_t g = 0; g < m.groups; g++) {
                 size_t at = r * m.groups + g;
-                mg_energy one = round_group(row + g * group, group, scales[at], zeros ? zeros[at] : -1, wide + g * group);
+                float scale;
+                int zero;
+                faults |= grid_of(row + g * group, group, bits, scales + at, &scale, &zero);
+                if (bits == 4)
+                    zeros[at] = (uint8_t)zero;
+                mg_energy one = round_group(row + g * group, group, scale, zero, wide + g * group);
                 sum.signal += one.signal;
                 sum.noise += one.noise;
             }
             signal[r] = sum.signal;
             noise[r] = sum.noise;
-            if (zeros)
+            if (bits == 4)
                 pack_nibbles(wide, padded, codes + r * width);
             else
                 memcpy(codes + r * width, wide, width);
         }
-        if (!row || !wide)
-#pragma omp atomic write
-            failed = 1;
         free(row);
         free(wide);
     }
-    return failed;
+    return faults;
 }

@@ -62,9 +62,8 @@ def read_index(folder: Path, name: str) -> dict[str, Any]:
 def content_hash(model: InputModel) -> str:
     """sha256 over the sorted (path, sha256) lines of the model's files."""
     total = hashlib.sha256()
-    for path, source in sorted(model.files().items()):
-        with source.open("rb") as file:
-            total.update(f"{path}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    for path in sorted(model.files()):
+        total.update(f"{path}\0{model.sha256(path)}\n".encode())
     return total.hexdigest()
 
 

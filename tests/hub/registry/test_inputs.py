@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,15 @@ def test_a_referenced_file_is_read_where_it_lies(hub: Hub, register, tmp_path: P
     revision = register("zoo/apple", referenced=True)
 
     assert load_input(hub, revision.id).files()["model.safetensors"] == tmp_path / "files" / "zoo-apple.safetensors"
+
+
+def test_the_hash_of_a_file_is_the_registrys_and_computed_without_one(hub: Hub, register) -> None:
+    model = load_input(hub, register("zoo/apple", referenced=True).id)
+    wanted = sha256(model.files()["model.safetensors"].read_bytes()).hexdigest()
+
+    assert model.hashes == {"model.safetensors": wanted}
+    assert model.sha256("model.safetensors") == wanted
+    assert replace(model, hashes={}).sha256("model.safetensors") == wanted
 
 
 @pytest.mark.parametrize("change", ["size", "time"])

@@ -22,7 +22,6 @@ from modelgrove_hub.formats.quantized import KEY, PackedTensor, QuantManifest
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
 from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.header import read_header
-from modelgrove_hub.store.manifest import scan_bytes
 from modelgrove_hub.tables import Relation
 from modelgrove_plugins.compress.packed import Stored
 
@@ -68,7 +67,7 @@ def compress(context: Context, method: str, parameters: Mapping[str, Any], quant
         packed = _stream(context, tensors, quantize, writer, tally)
         if packed:
             manifest = QuantManifest(
-                method=method, parameters=dict(parameters), parent=scan_bytes(files[path]).sha256, tensors=packed
+                method=method, parameters=dict(parameters), parent=model.sha256(path), tensors=packed
             )
             for key, value in manifest.metadata().items():
                 writer.describe(key, value)

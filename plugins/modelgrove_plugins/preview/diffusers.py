@@ -16,6 +16,8 @@ from modelgrove_hub.contracts import API, Context, InputModel, Kind, Params, Res
 from modelgrove_hub.errors import UsageError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL.Image import Image
 
     from modelgrove_plugins.preview.painter import Painter
@@ -59,7 +61,7 @@ class DiffusersPreviewer:
             raise UsageError("a preview needs a model to paint with")
         weights = _weights(context.inputs[1:], params)
         context.progress(0.0, "loading")
-        painter = _painter(context)
+        painter = open_painter(context.inputs[0], context.temp / "pipeline")
         coverage = [_fuse(painter, model, weight) for model, weight in zip(context.inputs[1:], weights, strict=True)]
         for line in coverage:
             context.log(
@@ -79,13 +81,16 @@ def _weights(adapters: Sequence[InputModel], params: PreviewParams) -> list[floa
     return [*params.lora_weights, *(1.0 for _ in adapters[len(params.lora_weights) :])]
 
 
-def _painter(context: Context) -> Painter:
-    """The painter of the model's pipeline class."""
+def open_painter(model: InputModel, folder: Path) -> Painter:
+    """The painter of the model's pipeline class, from its files laid out in `folder`.
+
+    Raises:
+        UsageError: it is no diffusers folder, or of a class that is not known.
+        DataError: a part of it is missing or broken.
+    """
     from modelgrove_plugins.preview.folder import lay_out, read_index
 
-    model = context.inputs[0]
-    folder = lay_out(model, context.temp / "pipeline")
-    index = read_index(folder, model.name)
+    index = read_index(lay_out(model, folder), model.name)
     if index["_class_name"] == _ZOO:
         from modelgrove_plugins.preview.zoo import ZooPainter
 

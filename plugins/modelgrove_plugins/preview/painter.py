@@ -26,8 +26,13 @@ class Painter(Protocol):
     """Class name, for the recipe."""
     scheduler: str
     """Class name of the scheduler that painted last."""
-    networks: Mapping[str, nn.Module]
-    """Component name → network: where adapters are fused in."""
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Component name → network: where adapters are fused in."""
+
+    def swap(self, component: str, network: nn.Module) -> None:
+        """Paint with `network` from now on, in the place of the component of that name."""
 
     def paint(self, wishes: Sequence[Wish], params: PreviewParams, progress: Callable[[float], None]) -> list[Image]:
         """One RGB picture for each (prompt, seed); `progress` is told the share done after every step."""

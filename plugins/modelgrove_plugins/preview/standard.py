@@ -39,14 +39,20 @@ class StandardPainter:
     pipe: Any
     scheduler: str = ""
     pipeline: str = field(init=False)
-    networks: Mapping[str, nn.Module] = field(init=False)
 
     def __post_init__(self) -> None:
         self.pipeline = type(self.pipe).__name__
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Component name → network. Later names win in fusing: the denoiser's short names before a text encoder's."""
         parts = self.pipe.components
         order = sorted(parts, key=lambda name: name.startswith("text_encoder"), reverse=True)
-        # Later names win in fusing: the denoiser's short names before a text encoder's.
-        self.networks = {name: parts[name] for name in order if isinstance(parts[name], nn.Module)}
+        return {name: parts[name] for name in order if isinstance(parts[name], nn.Module)}
+
+    def swap(self, component: str, network: nn.Module) -> None:
+        """Paint with another network in the place of a component."""
+        setattr(self.pipe, component, network)
 
     @classmethod
     def load(cls, folder: Path, index: Mapping[str, Any]) -> StandardPainter:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +34,15 @@ class ZooPainter:
     codec: LinearCodec
     pipeline: str = "ZooPipeline"
     scheduler: str = ""
-    networks: Mapping[str, nn.Module] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.networks = {"unet": self.unet}
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Component name → network."""
+        return {"unet": self.unet}
+
+    def swap(self, component: str, network: nn.Module) -> None:
+        """Paint with another network; the UNet is the only one."""
+        setattr(self, component, network)
 
     @classmethod
     def load(cls, folder: Path, index: Mapping[str, Any]) -> ZooPainter:

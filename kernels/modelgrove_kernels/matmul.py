@@ -8,6 +8,7 @@ all instruction sets, made once by `prepack` and `prepack_branch` and never stor
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -156,6 +157,30 @@ def _(
     bias: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], rows))
+
+
+def _on_gpu(look_up: bool) -> Callable[..., Tensor]:
+    """The implementation for GPUs; `triton` is imported when it is called."""
+
+    def compute(
+        x: Tensor,
+        weight: Tensor,
+        rows: int,
+        group: int,
+        smooth: Tensor | None = None,
+        branch: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        from modelgrove_kernels.triton.linear import linear
+
+        _check_call(x, weight, rows, group, smooth, branch, bias, look_up=look_up)
+        return linear(x, weight, rows, group, smooth, branch, bias, look_up=look_up)
+
+    return compute
+
+
+linear_w4a8.register_kernel("cuda")(_on_gpu(look_up=False))
+linear_lut4a8.register_kernel("cuda")(_on_gpu(look_up=True))
 
 
 class _Call(ctypes.Structure):

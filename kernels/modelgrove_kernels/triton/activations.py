@@ -14,9 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from modelgrove_kernels.matmul import PANEL
+
 BLOCK_M, BLOCK_K = 16, 128
-"""Rows and columns that one program holds at a time."""
+"""Rows and columns that one program holds at a time; fewer columns beside a branch of high rank."""
+LARGEST_FACTOR = 4096
+"""Elements of `down` that one program holds at a time."""
 LARGEST_CODE = tl.constexpr(127.0)
+_PANEL = tl.constexpr(PANEL)
 INFINITY = tl.constexpr(float("inf"))
 ROUNDER = tl.constexpr(12582912.0)
 """1.5 · 2²³: added to a small float32 and taken off again, it leaves the nearest whole number, the even one of two."""
@@ -30,22 +35,22 @@ class Activations(NamedTuple):
     hidden: Tensor
 
 
-def quantize_rows(x: Tensor, smooth: Tensor | None = None, down: Tensor | None = None) -> Activations:
+def quantize_rows(x: Tensor, smooth: Tensor | None = None, branch: Tensor | None = None, rank: int = 0) -> Activations:
     """x' = x / s rounded to int8 with a scale per row, and x' · downᵀ of the unrounded x'.
 
-    x floating point (m, K), `smooth` s (K,), `down` (r, K). A scale is max|x'| / 127, 1 where that is 0, and NaN for a
-    row with a value that is not finite, whose codes are 0. `hidden` has no columns without `down`.
+    x float32 (m, K), `smooth` s (K,), `branch` as `matmul.prepack_branch` makes it, of `rank` r with padding. A
+    scale is max|x'| / 127, 1 where that is 0, and NaN for a row with a value that is not finite, whose codes are 0.
     """
     m, columns = x.shape
     x = x.contiguous()
-    rank = 0 if down is None else len(down)
     codes = torch.empty((m, columns), dtype=torch.int8, device=x.device)
     scales, hidden = (torch.empty(shape, dtype=torch.float32, device=x.device) for shape in ((m,), (m, rank)))
+    block_r = max(16, triton.next_power_of_2(rank)) if rank else 0
     if m:
         _quantize_rows[(triton.cdiv(m, BLOCK_M),)](
             x,
-            x if smooth is None else smooth.contiguous(),
-            x if down is None else down.contiguous(),
+            x if smooth is None else smooth,
+            x if branch is None else branch,
             codes,
             scales,
             hidden,
@@ -54,15 +59,10 @@ def quantize_rows(x: Tensor, smooth: Tensor | None = None, down: Tensor | None =
             rank,
             SMOOTHED=smooth is not None,
             BLOCK_M=BLOCK_M,
-            BLOCK_K=BLOCK_K,
-            BLOCK_R=block_of_ranks(rank),
+            BLOCK_K=max(16, min(BLOCK_K, LARGEST_FACTOR // block_r)) if rank else BLOCK_K,
+            BLOCK_R=block_r,
         )
     return Activations(codes, scales, hidden)
-
-
-def block_of_ranks(rank: int) -> int:
-    """The size of a tile that holds all of `rank`: a power of two, and what a matrix instruction takes; 0 for 0."""
-    return max(16, int(triton.next_power_of_2(rank))) if rank else 0
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
@@ -92,8 +92,8 @@ def _quantize_rows(
         magnitudes = tl.where(tl.abs(values) < INFINITY, tl.abs(values), INFINITY)
         largest = tl.maximum(largest, tl.max(magnitudes, 1))
         if BLOCK_R:
-            factor = tile(down, tl.arange(0, BLOCK_R), places, rank, columns)
-            projected = tl.dot(values, tl.trans(factor.to(tl.float32)), projected, input_precision="ieee")
+            factor = _down(down, places, tl.arange(0, BLOCK_R), columns, rank)
+            projected = tl.dot(values, factor, projected, input_precision="ieee")
     finite = largest < INFINITY
     scale = tl.div_rn(largest, LARGEST_CODE)
     scale = tl.where(scale > 0, scale, 1.0)
@@ -133,12 +133,21 @@ def _smoothed(
     columns: tl.tensor,
     SMOOTHED: tl.constexpr,
 ) -> tl.tensor:
-    """A tile of x / s in float32, 0 outside of the matrix."""
-    values = tile(x, rows, places, m, columns).to(tl.float32)
+    """A tile of x / s, 0 outside of the matrix."""
+    values = tile(x, rows, places, m, columns)
     if SMOOTHED:
-        divisor = tl.load(smooth + places, mask=places < columns, other=1.0).to(tl.float32)
+        divisor = tl.load(smooth + places, mask=places < columns, other=1.0)
         values = tl.div_rn(values, tl.broadcast_to(divisor[None, :], values.shape))
     return values
+
+
+@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+def _down(down: tl.tensor, places: tl.tensor, ranks: tl.tensor, columns: tl.tensor, rank: tl.tensor) -> tl.tensor:
+    """downᵀ (places, ranks), whose ranks lie PANEL by PANEL and the columns of each input together."""
+    first = ranks // _PANEL * _PANEL
+    together = tl.minimum(rank - first, _PANEL)
+    inside = (places < columns)[:, None] & (ranks < rank)[None, :]
+    return tl.load(down + first * columns + places[:, None] * together + (ranks - first), mask=inside, other=0.0)
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types

@@ -1,10 +1,10 @@
-"""The second kernel: int8 dot products of rounded activations with 4-bit weights, group by group.
+"""The second kernel: int8 dot products of rounded activations with 4-bit weights, block by block.
 
     y[m, n] = a[m] · Σ_g w_scale[n, g] · Σ_{k∈g} code_a[m, k] · w[n, k]  +  Σ_r hidden[m, r] · up[n, r]  +  bias[n]
 
-with w = code - zero (`linear_w4a8`) or w = table[code] (`linear_lut4`), both exact in int8, so that the sums over a
-group are exact in int32. The up projection and the bias are added before a tile is stored, as in SVDQuant, arXiv
-2411.05007, section 4.2. Speed on a GPU is unmeasured.
+with w = code - zero or w = table[code], both exact in int8, so that the sums over a block are exact in int32. The up
+projection and the bias are added before a tile is stored, as in SVDQuant, arXiv 2411.05007, section 4.2. Weights are
+read in the order of `matmul.prepack`, whose neighbours along k lie in 16 bytes. Speed on a GPU is unmeasured.
 """
 
 from __future__ import annotations
@@ -14,94 +14,74 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from modelgrove_kernels.triton.activations import Activations, block_of_ranks, quantize_rows, store_tile, tile
+from modelgrove_kernels.matmul import PANEL, UNIT, blocking
+from modelgrove_kernels.triton.activations import Activations, quantize_rows, store_tile, tile
 
 BLOCK_N = 64
-"""Outputs that one program computes."""
-FEWEST_K, MOST_K = 32, 128
-"""Columns of one step: no fewer than an int8 matrix instruction takes, no more than the registers hold."""
-LEVELS = tl.constexpr(16)
+"""Outputs that one program computes: whole panels."""
+BLOCKS_K = (32, 64, 128)
+"""Inputs of one step: no fewer than an int8 matrix instruction takes, no more than the registers hold."""
+BLOCK_R = 32
+"""Ranks of one step of the up projection."""
+_PANEL, _UNIT, _TABLE = tl.constexpr(PANEL), tl.constexpr(UNIT), tl.constexpr(16)
 
 
-def linear_w4a8(
+def linear(
     x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    zeros: Tensor,
+    weight: Tensor,
+    rows: int,
     group: int,
     smooth: Tensor | None = None,
-    down: Tensor | None = None,
-    up: Tensor | None = None,
+    branch: Tensor | None = None,
     bias: Tensor | None = None,
+    *,
+    look_up: bool,
 ) -> Tensor:
-    """y (…, N) float32 of x (…, K) and w = (code - zero) · scale.
-
-    `codes` uint8 (N, padded / 2), the even column in the low nibble; `scales` floating point and `zeros` uint8
-    (N, groups), padded = groups · `group` ≥ K; `smooth` (K,), `down` (r, K), `up` (N, r), `bias` (N,). A row of x that
-    is not finite gives a row of NaN.
-    """
-    rows = quantize_rows(x.flatten(0, -2), smooth, down)
-    return _launch(rows, codes, scales, zeros, group, up, bias, look_up=False).view(*x.shape[:-1], len(codes))
-
-
-def linear_lut4(
-    x: Tensor,
-    codes: Tensor,
-    scales: Tensor,
-    table: Tensor,
-    group: int,
-    smooth: Tensor | None = None,
-    down: Tensor | None = None,
-    up: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """y (…, N) float32 of x (…, K) and w = table[code] · scale, `table` int8 (1 | N, 16): one for all rows or one each.
-
-    The rest is as in `linear_w4a8`.
-    """
-    rows = quantize_rows(x.flatten(0, -2), smooth, down)
-    return _launch(rows, codes, scales, table, group, up, bias, look_up=True).view(*x.shape[:-1], len(codes))
+    """What `modelgrove::linear_w4a8` or, with `look_up`, `modelgrove::linear_lut4a8` computes; arguments are theirs."""
+    columns = x.shape[-1]
+    rank = 0 if branch is None else branch.numel() // max(1, columns + triton.cdiv(rows, PANEL) * PANEL)
+    activations = quantize_rows(x.reshape(-1, columns), smooth, branch, rank)
+    y = x.new_empty((len(activations.codes), rows), dtype=torch.float32)
+    if y.numel():
+        _launch(activations, weight, group, branch, bias, y, look_up=look_up)
+    return y.view(*x.shape[:-1], rows)
 
 
 def _launch(
-    rows: Activations,
-    codes: Tensor,
-    scales: Tensor,
-    levels: Tensor,
+    activations: Activations,
+    weight: Tensor,
     group: int,
-    up: Tensor | None,
+    branch: Tensor | None,
     bias: Tensor | None,
+    y: Tensor,
+    *,
     look_up: bool,
-) -> Tensor:
-    (m, columns), (n, groups) = rows.codes.shape, scales.shape
-    y = torch.empty((m, n), dtype=torch.float32, device=codes.device)
-    if not y.numel():
-        return y
-    rank = rows.hidden.shape[1]
+) -> None:
+    (m, rows), columns, rank = y.shape, activations.codes.shape[1], activations.hidden.shape[1]
+    padded, width = blocking(group)
     block_m = 16 if m <= 16 else 64
-    _linear[(triton.cdiv(m, block_m), triton.cdiv(n, BLOCK_N))](
-        *rows,
-        codes.contiguous(),
-        scales.contiguous(),
-        levels.contiguous(),
-        y if up is None else up.contiguous(),
-        y if bias is None else bias.contiguous(),
+    _linear[(triton.cdiv(m, block_m), triton.cdiv(rows, BLOCK_N))](
+        *activations,
+        weight,
+        weight.view(torch.float32),
+        y if branch is None else branch[rank * columns :],
+        y if bias is None else bias,
         y,
         m,
-        n,
+        rows,
         columns,
-        groups,
+        triton.cdiv(columns, group) * (padded // width),
         rank,
-        LEVELS if len(levels) > 1 else 0,
         LOOK_UP=look_up,
         BIASED=bias is not None,
         GROUP=group,
+        PADDED=padded,
+        WIDTH=width,
         BLOCK_M=block_m,
         BLOCK_N=BLOCK_N,
-        BLOCK_K=min(MOST_K, max(FEWEST_K, triton.next_power_of_2(group))),
-        BLOCK_R=block_of_ranks(rank),
+        BLOCK_K=min(BLOCKS_K, key=lambda size: (triton.cdiv(width, size) * size, -size)),
+        BLOCK_R=BLOCK_R,
     )
-    return y
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
@@ -109,68 +89,95 @@ def _linear(
     activations: tl.tensor,
     row_scales: tl.tensor,
     hidden: tl.tensor,
-    codes: tl.tensor,
-    scales: tl.tensor,
-    levels: tl.tensor,
+    weight: tl.tensor,
+    weight_floats: tl.tensor,
     up: tl.tensor,
     bias: tl.tensor,
     y: tl.tensor,
     m: tl.tensor,
     n: tl.tensor,
     columns: tl.tensor,
-    groups: tl.tensor,
+    blocks: tl.tensor,
     rank: tl.tensor,
-    table_stride: tl.tensor,
     LOOK_UP: tl.constexpr,
     BIASED: tl.constexpr,
     GROUP: tl.constexpr,
+    PADDED: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_R: tl.constexpr,
 ) -> None:
-    """One tile of y. `levels` are the zero points, or the table with its rows `table_stride` apart, 0 for a single one."""
+    """One tile of y; `weight_floats` are the bytes of `weight` as float32."""
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     outputs = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    pairs = tl.program_id(1) * (BLOCK_N // 2) + tl.arange(0, BLOCK_N // 2)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for group in range(groups):
+    for block in range(blocks):
         sums = tl.zeros((BLOCK_M, BLOCK_N), tl.int32)
-        for start in range(0, GROUP, BLOCK_K):
-            code = _codes(codes, outputs, group, start, n, groups, GROUP, BLOCK_K)
+        passed = block % (PADDED // WIDTH) * WIDTH
+        record = _record(outputs // _PANEL, block, blocks, WIDTH, LOOK_UP)
+        for start in range(0, WIDTH, BLOCK_K):
+            places = start + tl.arange(0, BLOCK_K)
+            code = _codes(weight, pairs, places, block, n, blocks, WIDTH, LOOK_UP)
             if LOOK_UP:
-                weight = tl.load(levels + outputs[:, None] * table_stride + code, mask=(outputs < n)[:, None], other=0)
+                entries = weight + _table(outputs, blocks, WIDTH)[None, :] + code
+                whole = tl.load(entries, mask=(outputs < n)[None, :], other=0).to(tl.int8, bitcast=True)
             else:
-                zero = tl.load(levels + outputs.to(tl.int64) * groups + group, mask=outputs < n, other=0)
-                weight = code.to(tl.int8) - zero.to(tl.int8)[:, None]
-            place = start + tl.arange(0, BLOCK_K)
-            # Columns past the group are those past the matrix to `tile`: what the codes say there does not count.
-            column = tl.where(place < GROUP, group * GROUP + place, columns)
-            rounded = tile(activations, rows, column, m, columns)
-            sums = tl.dot(rounded, tl.trans(weight), sums, out_dtype=tl.int32)
-        scale = tl.load(scales + outputs.to(tl.int64) * groups + group, mask=outputs < n, other=0.0)
-        total += sums.to(tl.float32) * scale.to(tl.float32)[None, :]
+                zeros = weight + record + _PANEL * (WIDTH // 2 + 4) + outputs % _PANEL
+                whole = code.to(tl.int8) - tl.load(zeros, mask=outputs < n, other=0).to(tl.int8)[None, :]
+            # To `tile`, what is past the block or the group is past the matrix too: 0, whatever the codes say there.
+            inside = (places < WIDTH) & (passed + places < GROUP)
+            column = tl.where(inside, block // (PADDED // WIDTH) * GROUP + passed + places, columns)
+            sums = tl.dot(tile(activations, rows, column, m, columns), whole, sums, out_dtype=tl.int32)
+        scales = weight_floats + (record + _PANEL * (WIDTH // 2)) // 4 + outputs % _PANEL
+        total += sums.to(tl.float32) * tl.load(scales, mask=outputs < n, other=0.0)[None, :]
     total *= tl.load(row_scales + rows, mask=rows < m, other=0.0)[:, None]
-    if BLOCK_R:
-        ranks = tl.arange(0, BLOCK_R)
-        factor = tile(up, outputs, ranks, n, rank).to(tl.float32)
-        total = tl.dot(tile(hidden, rows, ranks, m, rank), tl.trans(factor), total, input_precision="ieee")
+    for first in range(0, rank, BLOCK_R):
+        ranks = first + tl.arange(0, BLOCK_R)
+        places = (outputs // _PANEL)[None, :] * (rank * _PANEL) + ranks[:, None] * _PANEL + (outputs % _PANEL)[None, :]
+        factor = tl.load(up + places, mask=(ranks < rank)[:, None] & (outputs < n)[None, :], other=0.0)
+        total = tl.dot(tile(hidden, rows, ranks, m, rank), factor, total, input_precision="ieee")
     if BIASED:
-        total += tl.load(bias + outputs, mask=outputs < n, other=0.0).to(tl.float32)[None, :]
+        total += tl.load(bias + outputs, mask=outputs < n, other=0.0)[None, :]
     store_tile(y, total, rows, outputs, m, n)
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
-def _codes(
-    codes: tl.tensor,
-    outputs: tl.tensor,
-    group: tl.tensor,
-    start: tl.tensor,
-    n: tl.tensor,
-    groups: tl.tensor,
-    GROUP: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+def _record(
+    panel: tl.tensor, block: tl.tensor, blocks: tl.tensor, WIDTH: tl.constexpr, LOOK_UP: tl.constexpr
 ) -> tl.tensor:
-    """uint8 (BLOCK_N, BLOCK_K): the codes of a group from its column `start` on, 0 past the last group."""
-    pair = group * (GROUP // 2) + start // 2 + tl.arange(0, BLOCK_K // 2)
-    pairs = tile(codes, outputs, pair, n, groups * (GROUP // 2))
-    return tl.interleave(pairs & 15, pairs >> 4)
+    """Where the record of a panel's block begins, in bytes; a panel of a look-up layout begins with its tables."""
+    size: tl.constexpr = _PANEL * (WIDTH // 2 + (4 if LOOK_UP else 5))
+    tables: tl.constexpr = _PANEL * _TABLE if LOOK_UP else 0
+    return panel.to(tl.int64) * (tables + blocks * size) + tables + block * size
+
+
+@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+def _table(outputs: tl.tensor, blocks: tl.tensor, WIDTH: tl.constexpr) -> tl.tensor:
+    """Where the tables of those outputs begin: per half, quarter and lane of a panel."""
+    half, lane, quarter = outputs % _PANEL // 16, outputs % 16 // 4, outputs % 4
+    panel = _record(outputs // _PANEL, 0, blocks, WIDTH, True) - _PANEL * _TABLE
+    return panel + ((half * 4 + quarter) * 4 + lane) * _TABLE
+
+
+@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+def _codes(
+    weight: tl.tensor,
+    pairs: tl.tensor,
+    places: tl.tensor,
+    block: tl.tensor,
+    n: tl.tensor,
+    blocks: tl.tensor,
+    WIDTH: tl.constexpr,
+    LOOK_UP: tl.constexpr,
+) -> tl.tensor:
+    """uint8 (places, 2 · pairs): codes of a block's inputs for pairs of neighbouring outputs, which share a byte."""
+    record = _record(pairs // (_PANEL // 2), block, blocks, WIDTH, LOOK_UP)
+    half, lane, quarters = pairs % (_PANEL // 2) // 8, pairs % 8 // 2, pairs % 2
+    columns = record + half * (WIDTH * 8) + quarters * (4 * _UNIT) + lane * _UNIT
+    inputs = places // _UNIT * (8 * _UNIT) + places % _UNIT
+    inside = (places < WIDTH)[:, None] & (pairs * 2 < n)[None, :]
+    both = tl.load(weight + inputs[:, None] + columns[None, :], mask=inside, other=0)
+    return tl.interleave(both & 15, both >> 4)

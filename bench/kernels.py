@@ -1,4 +1,4 @@
-"""What quantized linear layers gain over fp32, and lose: `python bench/kernels.py [--quick] [--json] [--isa avx2]`.
+"""What quantized linear layers gain over fp32, and lose: `python bench/kernels.py [--quick] [--json]`.
 
 One table for each number of threads and tokens; columns are inputs×outputs. The numbers are fp32 torch's time over the
 layout's (CPU time for one thread, wall time for two), medians of rounds in which all layouts take turns. At one token
@@ -16,7 +16,10 @@ environment of their own, so that none of them brings another torch:
     peers/bin/pip install -c torch.txt torch torchao optimum-quanto bitsandbytes gguf diffusers accelerate click rich
     PYTHONPATH=kernels peers/bin/python bench/kernels.py
 
-`--isa avx2` keeps MKL, oneDNN, FBGEMM, torch and our kernels from instructions that most machines do not have.
+Without a network bitsandbytes cannot fetch its fused 4-bit kernel for CPUs, and multiplies with unpacked weights.
+
+Two threads are timed truly on an idle machine only; `--threads 1` leaves them out. `--isa avx2` keeps MKL, oneDNN,
+FBGEMM, torch and our kernels from instructions that many machines do not have.
 """
 
 from __future__ import annotations
@@ -66,9 +69,9 @@ AVX2 = {
     "MODELGROVE_ISA": "avx2",
 }
 PEAKS = {
-    # On AVX2 two multiplications of 8 floats a cycle; vpmaddubsw, vpmaddwd and vpaddd were measured at 1.95 times that,
-    # vpmaddubsw with a vpaddw alone, which 4-bit codes allow, at 3.25 times. On AVX-512 two of 16 floats; vpdpbusd does
-    # 64 in as many cycles.
+    # Measured in loops on registers. AVX2, Zen 3: vpmaddubsw, vpmaddwd and vpaddd do 1.95 times the multiplications of
+    # vfmadd231ps, vpmaddubsw and vpaddw alone, which 4-bit codes allow, 3.25 times (1.84 and 2.84 on Sapphire Rapids).
+    # AVX-512, Sapphire Rapids: vpdpbusd does four times as many, as often.
     "avx2": {"w4a8": 3.25, "w4a8 rank 32": 3.25, "lut4": 1.95},
     "avx512vnni": dict.fromkeys(("w4a8", "w4a8 rank 32", "lut4"), 4.0),
 }
@@ -229,17 +232,19 @@ def distance(y: Tensor, wanted: Tensor) -> float:
     return float(((y - wanted).abs().amax(1) / wanted.abs().amax(1)).max())
 
 
-def sweep(sizes: tuple[int, ...], tokens: tuple[int, ...], rounds: int) -> Iterator[dict[str, object]]:
+def sweep(
+    sizes: tuple[int, ...], tokens: tuple[int, ...], rounds: int, threads: tuple[int, ...]
+) -> Iterator[dict[str, object]]:
     for columns in sizes:
         for rows in sizes:
             random = torch.Generator().manual_seed(columns + rows)
             weight = torch.randn(rows, columns, generator=random) / columns**0.5
             bias = torch.randn(rows, generator=random)
             layers = {name: make(weight, bias) for name, make in layouts().items()}
-            for threads in (1, 2):
-                for count in tokens:
-                    if count * rows * columns <= MOST:
-                        yield from measure(layers, weight, bias, count, threads, rounds)
+            for count in threads:
+                for asked in tokens:
+                    if asked * rows * columns <= MOST:
+                        yield from measure(layers, weight, bias, asked, count, rounds)
             click.echo(f"{columns}×{rows} measured", err=True)
 
 
@@ -248,7 +253,7 @@ def tables(results: list[dict[str, object]]) -> Iterator[Table]:
     for threads, tokens in sorted({(row["threads"], row["tokens"]) for row in results}):
         chosen = [row for row in results if (row["threads"], row["tokens"]) == (threads, tokens)]
         shapes = list(dict.fromkeys(f"{row['inputs']}×{row['outputs']}" for row in chosen))
-        title = f"{tokens} tokens, threads: {threads}"
+        title = f"tokens: {tokens}, threads: {threads}"
         table = Table("", *shapes, "median", "ceiling", "error", "off", title=title)
         for name in dict.fromkeys(str(row["layout"]) for row in chosen):
             rows = [row for row in chosen if row["layout"] == name]
@@ -269,8 +274,9 @@ def tables(results: list[dict[str, object]]) -> Iterator[Table]:
 @click.command()
 @click.option("--quick", is_flag=True, help="Small layers and few tokens only.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+@click.option("--threads", type=int, multiple=True, default=(1, 2), show_default=True, help="Repeatable.")
 @click.option("--isa", type=click.Choice(["avx2"]), help="Keep all libraries to these instructions.")
-def main(quick: bool, as_json: bool, isa: str | None) -> None:
+def main(quick: bool, as_json: bool, threads: tuple[int, ...], isa: str | None) -> None:
     """Measure quantized linear layers against fp32."""
     if isa and os.environ.get("MODELGROVE_ISA") != isa:
         # The libraries read these when they are loaded, which they are.
@@ -278,7 +284,7 @@ def main(quick: bool, as_json: bool, isa: str | None) -> None:
     warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
     with torch.no_grad():
         choice = (QUICK_SIZES, QUICK_TOKENS, QUICK_ROUNDS) if quick else (SIZES, TOKENS, ROUNDS)
-        results = list(sweep(*choice))
+        results = list(sweep(*choice, threads))
     machine = {"isa": native.isa(), "load": os.getloadavg()[0], "torch": torch.__version__}
     if as_json:
         click.echo(json.dumps({**machine, "results": results}, indent=2))

@@ -47,10 +47,13 @@ def quanto(kind: str) -> Make:
     def make(weight: Tensor, bias: Tensor) -> Copies:
         from optimum import quanto
 
-        model = plain(weight, bias)
-        quanto.quantize(model, weights=kind)
-        quanto.freeze(model)
-        return partial(deepcopy, model)
+        def copy() -> nn.Module:
+            model = plain(weight, bias)
+            quanto.quantize(model, weights=kind)
+            quanto.freeze(model)
+            return model
+
+        return copy
 
     return make
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from torch import Generator, Tensor
 
+    from modelgrove_hub.formats.quantized import PackedTensor
     from modelgrove_hub.tables import ModelKind, Relation
 
 API = 1
@@ -205,3 +206,11 @@ class Embedder(Plugin, Protocol):
 
     def embed(self, expert: Path, model: InputModel) -> Sequence[float]:
         """The model's vector of length one in the frozen text space of the expert file."""
+
+
+@runtime_checkable
+class Planner(Plugin, Protocol):
+    """Kind compressor: one that knows from a tensor's shape what it will make of it, for `compress --dry-run`."""
+
+    def choose(self, tensor: LazyTensor, params: Any) -> PackedTensor | None:
+        """The entry that the tensor will have in the manifest (docs/format.md), its error unknown; None to keep it."""

@@ -2,30 +2,98 @@
 
 from __future__ import annotations
 
-from typing import Any
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from modelgrove_hub.cli.method import MethodCommand, chosen_plugin, given
-from modelgrove_hub.cli.output import human_size, json_option, say
+from modelgrove_hub.cli.output import dry_run_option, human_size, json_option, print_json, print_table, say
 from modelgrove_hub.cli.work import do, open_hub, resolve, show_job, work_options
+
+if TYPE_CHECKING:
+    from modelgrove_hub.hub import Hub
+    from modelgrove_hub.tables import Job
 
 
 @click.command(cls=MethodCommand, kind="compressor", default="rtn")
 @click.argument("model")
 @click.option("--name", help="Name of the new model; default: MODEL-METHOD.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Folder for plots (implies --wait).")
+@dry_run_option
 @work_options
 @json_option
 def compress(
-    model: str, method: str, name: str | None, wait: bool, local: bool, key: str | None, as_json: bool, **values: Any
-) -> None:
+    model: str, method: str, name: str | None, out: Path | None, dry_run: bool, wait: bool, local: bool,
+    key: str | None, as_json: bool, **values: Any,
+) -> None:  # fmt: skip
     """Write a smaller copy of MODEL: a new model, with its lineage and what was lost."""
     plugin = chosen_plugin("compressor", method)
     hub = open_hub()
     params = given(plugin.Params, values)
-    job = do(hub, f"compressor.{method}", params, resolve(hub, [model]), target=name, wait=wait, local=local, key=key)
-    report = job.outputs.get("report", {})
-    if not as_json and "bytes_before" in report:
-        before, after = report["bytes_before"], report["bytes_after"]
-        say(f"{human_size(before)} → {human_size(after)} ({after / before:.0%})")
+    (revision,) = resolve(hub, [model])
+    if dry_run:
+        from modelgrove_hub.planning import plan
+        from modelgrove_hub.registry.inputs import load_input
+
+        _show_plan(plan(plugin, load_input(hub, revision), params), as_json)
+        return
+    wait = wait or out is not None
+    job = do(hub, f"compressor.{method}", params, [revision], target=name, wait=wait, local=local, key=key)
+    pictures = _pictures(hub, job, out)
+    if not as_json and job.finished_at is not None:
+        _tell(method, job.outputs.get("report", {}), pictures)
     show_job(job, as_json=as_json)
+
+
+def _show_plan(plan: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(plan)
+        return
+    rows = [
+        [layer["name"], _shape(layer), _layout(layer), human_size(layer["bytes_before"]), human_size(layer["bytes"])]
+        for layer in plan["layers"]
+    ]
+    print_table(
+        ["layer", "shape", "layout", "before", "after"], rows, empty="Nothing would be packed: all tensors are kept."
+    )
+    say(f"{plan['method']}: {_sizes(plan)}; nothing was done")
+
+
+def _tell(method: str, report: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
+    """What was lost, as far as the method reports it: strangers' plugins need not."""
+    if "bytes_before" in report:
+        say(f"{method}: {_sizes(report)}")
+    layers = {layer["name"]: layer for layer in report.get("layers", ())}
+    for name, sqnr in report.get("worst", {}).items():
+        say(f"  {sqnr:5.1f} dB  {_layout(layers[name])}  {name}")
+    for name, picture in pictures.items():
+        say(f"{name}: {picture}")
+
+
+def _sizes(report: Mapping[str, Any]) -> str:
+    before, after = report["bytes_before"], report["bytes_after"]
+    size = f"{human_size(before)} → {human_size(after)} ({after / before:.0%})"
+    return f"{size}, {report['quantized']} tensors packed, {report['kept']} kept"
+
+
+def _layout(layer: Mapping[str, Any]) -> str:
+    """As people write it: int4 g64, lut3 g64, int8 g160 r32."""
+    bits = layer["bits"] if layer["layout"] == "lut" else ""
+    rank = f" r{layer['rank']}" if layer.get("rank") else ""
+    return f"{layer['layout']}{bits} g{layer['group']}{rank}"
+
+
+def _shape(layer: Mapping[str, Any]) -> str:
+    return "×".join(map(str, layer["shape"]))
+
+
+def _pictures(hub: Hub, job: Job, out: Path | None) -> dict[str, Path]:
+    """Where the job's plots are: in the store, or copied to `out`."""
+    found = {name: hub.store.path(sha256) for name, sha256 in (job.outputs or {}).get("artefacts", {}).items()}
+    if out is None:
+        return found
+    out.mkdir(parents=True, exist_ok=True)
+    return {name: Path(shutil.copyfile(picture, out / name)) for name, picture in found.items()}

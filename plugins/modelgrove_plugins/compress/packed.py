@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modelgrove_hub.contracts import InputModel
+from modelgrove_hub.contracts import InputModel, LazyTensor
 from modelgrove_hub.errors import CorruptFileError
 from modelgrove_hub.formats.quantized import PackedTensor, manifest_of
 from modelgrove_hub.store.dtypes import DTYPES, NAMES
@@ -49,10 +50,12 @@ def dequantized_file(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Stored:
-    """A packed tensor: its entry in the manifest, and its parts by suffix."""
+    """A packed tensor: its entry in the manifest, its parts by suffix, and what the method says of it in the report."""
 
     entry: PackedTensor
     parts: Mapping[str, Tensor]
+    remarks: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that are in no file: the smoothing strength that won, say."""
 
 
 def matrix_of(tensor: Tensor) -> Tensor:
@@ -60,9 +63,9 @@ def matrix_of(tensor: Tensor) -> Tensor:
     return tensor.permute(axes_of(tensor)).reshape(tensor.shape[0], -1)
 
 
-def axes_of(tensor: Tensor) -> tuple[int, ...]:
+def axes_of(tensor: Tensor | LazyTensor) -> tuple[int, ...]:
     """The order of axes in which a tensor is packed: rows first, input channels last."""
-    return (0, *range(2, tensor.ndim), 1)
+    return (0, *range(2, len(tensor.shape)), 1)
 
 
 def pack(tensor: Tensor, bits: int, group: int | None) -> Stored:
@@ -98,6 +101,27 @@ def describe(tensor: Tensor, parts: Mapping[str, Tensor], **fields: Any) -> Stor
     norm = float(exact.norm())
     error = float((restore(layout_of(draft), parts) - exact).norm()) / norm if norm else 0.0
     return Stored(draft.model_copy(update={"error": error}), parts)
+
+
+def predict(tensor: LazyTensor, **fields: Any) -> PackedTensor:
+    """The entry that a tensor will get, from its shape alone: `bytes` are right, `error` is not known.
+
+    `fields` are as in `describe`. Scales, tables and branches are taken to fit into float16.
+    """
+    axes = axes_of(tensor)
+    draft = PackedTensor(dtype=tensor.dtype, shape=tensor.shape, axes=axes, error=0, bytes=0, **fields)
+    size = sum(
+        prod(part.shape) * min(DTYPES[dtype].bits for dtype in part.dtypes) // 8 for part in draft.parts().values()
+    )
+    return draft.model_copy(update={"bytes": size})
+
+
+def predict_rounded(tensor: LazyTensor, bits: int, group: int | None) -> PackedTensor:
+    """What `pack` will make of a tensor."""
+    from modelgrove_kernels.packing import group_width
+
+    width = group_width(prod(tensor.shape[1:]), bits, group)
+    return predict(tensor, layout="int8" if bits == 8 else "int4", bits=bits, group=width)
 
 
 def _entry(tensor: Tensor, parts: Mapping[str, Tensor], error: float, **fields: Any) -> PackedTensor:

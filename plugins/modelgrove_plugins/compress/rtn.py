@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from modelgrove_hub.contracts import API, Context, Kind, LazyTensor, Params, Result
-from modelgrove_plugins.compress.packed import pack
+from modelgrove_plugins.compress.packed import pack, predict_rounded
 from modelgrove_plugins.compress.streaming import compress
 from modelgrove_plugins.compress.targets import CompressorParams
 
 if TYPE_CHECKING:
+    from modelgrove_hub.formats.quantized import PackedTensor
     from modelgrove_plugins.compress.packed import Stored
 
 
@@ -44,6 +45,10 @@ class Rtn:
     summary: ClassVar[str] = "Round to nearest, int8 or int4, uncalibrated: fast, and the baseline for all others."
     paper: ClassVar[str] = ""
     Params: ClassVar[type[Params]] = RtnParams
+
+    def choose(self, tensor: LazyTensor, params: RtnParams) -> PackedTensor | None:
+        """What `run` will make of a tensor."""
+        return predict_rounded(tensor, params.bits, params.group) if params.takes(tensor) else None
 
     def run(self, context: Context, params: RtnParams) -> Result:
         """Write the packed model beside its other files; report true bytes and every layer's SQNR.

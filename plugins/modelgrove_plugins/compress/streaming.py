@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from math import prod
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from modelgrove_hub.contracts import Context, InputModel, LazyTensor, Output, Re
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.quantized import KEY, PackedTensor, QuantManifest
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
+from modelgrove_hub.planning import shown, size_of
 from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.header import read_header
 from modelgrove_hub.tables import Relation
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 Quantize = Callable[[LazyTensor], "Stored | Tensor | None"]
 """Tensor → the packed tensor, another tensor in its place, or None to keep it."""
 
+PLOT = "layers.png"
+"""The artefact that shows what each layer lost."""
 _INDEX = ".safetensors.index.json"
 _CONFIG = "config.json"
 _FOREIGN = (".qweight", ".weight_scale", ".scale_weight", ".quant_map", ".absmax", ".SCB", "scaled_fp8")
@@ -50,8 +52,13 @@ class _Tally:
     """Name of a tensor → the keys it is stored under, and the bytes of each."""
 
 
-def compress(context: Context, method: str, parameters: Mapping[str, Any], quantize: Quantize, tag: str) -> Result:
-    """Pass every tensor of the first input through `quantize` and write the packed model.
+def compress(
+    context: Context, method: str, parameters: Mapping[str, Any], quantize: Quantize, tag: str,
+    *, timesteps: Sequence[int] = (),
+) -> Result:  # fmt: skip
+    """Pass every tensor of the first input through `quantize` and write the packed model, with a plot of its layers.
+
+    `timesteps` are the bounds of stored activation ranges, for the manifest.
 
     Raises:
         UsageError: there is nothing to quantize, or the model is an adapter or quantized already.
@@ -61,21 +68,23 @@ def compress(context: Context, method: str, parameters: Mapping[str, Any], quant
     model = context.inputs[0]
     files = model.files()
     weights = _weights(model, files)
-    tally = _Tally(sum(_size(tensor) for tensors in weights.values() for tensor in tensors))
+    tally = _Tally(sum(size_of(tensor) for tensors in weights.values() for tensor in tensors))
     for path, tensors in weights.items():
         writer = context.writer(path, read_header(files[path]).metadata)
         packed = _stream(context, tensors, quantize, writer, tally)
         if packed:
             manifest = QuantManifest(
-                method=method, parameters=dict(parameters), parent=model.sha256(path), tensors=packed
-            )
+                method=method, parameters=dict(parameters), parent=model.sha256(path), timesteps=tuple(timesteps),
+                tensors=packed,
+            )  # fmt: skip
             for key, value in manifest.metadata().items():
                 writer.describe(key, value)
     if not tally.layers:
         raise UsageError(f"model {model.name}: nothing to quantize: all tensors are skipped, small or not floating")
     copied, left_out = _copy_others(context, files, weights, tally)
-    output_files = (*weights, *copied)
-    return Result((Output(output_files, Relation.QUANTIZED, tags=(tag,)),), _report(tally, left_out))
+    _draw(context, tally)
+    output = Output((*weights, *copied), Relation.QUANTIZED, tags=(tag,))
+    return Result((output,), {"method": method, **_report(tally, left_out)}, artefacts=(PLOT,))
 
 
 def _weights(model: InputModel, files: Mapping[str, Path]) -> dict[str, list[LazyTensor]]:
@@ -100,36 +109,34 @@ def _stream(
     packed: dict[str, PackedTensor] = {}
     for tensor in tensors:
         context.progress(tally.before / max(1, tally.total), tensor.name)
-        stored = _quantized(quantize, tensor, packed) or {tensor.key: tensor.read()}
+        result = _quantized(quantize, tensor)
+        stored = _keyed(tensor.key, tensor.read() if result is None else result)
         for key, part in stored.items():
             writer.add(key, part)
         tally.parts[tensor.name] = {key: part.nbytes for key, part in stored.items()}
-        tally.before += _size(tensor)
+        tally.before += size_of(tensor)
         tally.after += sum(part.nbytes for part in stored.values())
-        if tensor.key in packed:
-            tally.layers.append(_layer(tensor.name, packed[tensor.key]))
+        if isinstance(result, Stored):
+            packed[tensor.key] = result.entry
+            tally.layers.append(_layer(tensor, result))
     tally.kept += len(tensors) - len(packed)
     return packed
 
 
-def _size(tensor: LazyTensor) -> int:
-    return prod(tensor.shape) * DTYPES[tensor.dtype].bits // 8
-
-
-def _quantized(quantize: Quantize, tensor: LazyTensor, packed: dict[str, PackedTensor]) -> dict[str, Tensor] | None:
+def _quantized(quantize: Quantize, tensor: LazyTensor) -> Stored | Tensor | None:
     try:
         result = quantize(tensor)
     except ValueError as error:
         raise DataError(f"tensor {tensor.name}: {error}") from error
-    if result is None:
-        return None
-    if not isinstance(result, Stored):
-        return {tensor.key: result}
     # Rows may be so short that the scales outweigh the codes.
-    if result.entry.bytes >= _size(tensor):
-        return None
-    packed[tensor.key] = result.entry
-    return {f"{tensor.key}.{suffix}": part for suffix, part in result.parts.items()}
+    return None if isinstance(result, Stored) and result.entry.bytes >= size_of(tensor) else result
+
+
+def _keyed(key: str, result: Stored | Tensor) -> dict[str, Tensor]:
+    """The tensors to write, by their keys in the file."""
+    if isinstance(result, Stored):
+        return {f"{key}.{suffix}": part for suffix, part in result.parts.items()}
+    return {key: result}
 
 
 def _copy_others(
@@ -179,14 +186,20 @@ def _json_object(source: Path) -> dict[str, Any] | None:
     return fields if isinstance(fields, dict) else None
 
 
-def _layer(name: str, entry: PackedTensor) -> dict[str, Any]:
+def _draw(context: Context, tally: _Tally) -> None:
+    from modelgrove_plugins.compress.picture import plot
+
+    plot(tally.layers).save(context.path(PLOT), "PNG")
+
+
+def _layer(tensor: LazyTensor, stored: Stored) -> dict[str, Any]:
+    error = stored.entry.error
     return {
-        "name": name,
-        "shape": list(entry.shape),
-        "layout": entry.layout,
-        "group": entry.group,
-        "bytes": entry.bytes,
-        "sqnr_db": round(-20 * math.log10(entry.error), 2) if entry.error else None,
+        "name": tensor.name,
+        "bytes_before": size_of(tensor),
+        **shown(stored.entry),
+        "sqnr_db": round(-20 * math.log10(error), 2) if error else None,
+        **stored.remarks,
     }
 
 

@@ -129,8 +129,9 @@ def test_a_model_folder_comes_out_whole(tmp_path):
     (folder / "unet/model.bin").write_bytes(b"a pickle")
     result, packed = compress(FolderModel(folder), tmp_path / "job", bits=4)
 
-    assert packed.files().keys() == FolderModel(folder).files().keys() - {"unet/model.bin"}
-    assert set(result.outputs[0].files) == packed.files().keys()
+    assert set(result.outputs[0].files) == FolderModel(folder).files().keys() - {"unet/model.bin"}
+    assert packed.files().keys() == {*result.outputs[0].files, *result.artefacts}
+    assert result.artefacts == ("layers.png",)
     assert result.outputs[0].relation is Relation.QUANTIZED
     assert result.report["left_out"] == ["unet/model.bin"]
     assert [layer["name"] for layer in result.report["layers"]] == ["unet/a.weight", "unet/b.weight"]
@@ -138,6 +139,7 @@ def test_a_model_folder_comes_out_whole(tmp_path):
     index = json.loads(packed.files()["unet/model.safetensors.index.json"].read_text())
     assert index["weight_map"]["a.weight.codes"] == "model-00001-of-00002.safetensors"
     assert len(index["weight_map"]) == 6
+    (tmp_path / "job/out/layers.png").unlink()  # kept with the job, not with the model
     listed = list_model(tmp_path / "job/out")  # as the hub will when it registers the output
     assert listed.tensors.keys() == {"unet/a.weight", "unet/b.weight", "vae/decoder.weight"}
     assert listed.notes == ()

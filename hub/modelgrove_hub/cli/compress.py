@@ -69,8 +69,20 @@ def _tell(method: str, report: Mapping[str, Any], pictures: Mapping[str, Path]) 
     layers = {layer["name"]: layer for layer in report.get("layers", ())}
     for name, sqnr in report.get("worst", {}).items():
         say(f"  {sqnr:5.1f} dB  {_layout(layers[name])}  {name}")
+    fidelity = report.get("fidelity", {})
+    if "error" in fidelity:
+        say(
+            f"error of the denoiser's output: {fidelity['error']:.2g} of its energy; "
+            f"on the same seeds {_psnr(fidelity)}"
+        )
+    elif "reason" in fidelity:
+        say(f"not compared with the original: {fidelity['reason']}")
     for name, picture in pictures.items():
         say(f"{name}: {picture}")
+
+
+def _psnr(fidelity: Mapping[str, Any]) -> str:
+    return "same pictures" if fidelity["psnr_db"] is None else f"pictures at {fidelity['psnr_db']:.1f} dB PSNR"
 
 
 def _sizes(report: Mapping[str, Any]) -> str:

@@ -61,4 +61,5 @@ class Rtn:
         def quantize(tensor: LazyTensor) -> Stored | None:
             return pack(tensor.read(), params.bits, params.group) if params.takes(tensor) else None
 
-        return compress(context, self.name, params.recorded(), quantize, tag=f"int{params.bits}")
+        tag = f"int{params.bits}"
+        return compress(context, self.name, params.recorded(), quantize, tag, fidelity=params.fidelity)

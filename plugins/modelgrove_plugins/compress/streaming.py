@@ -23,6 +23,7 @@ from modelgrove_hub.planning import shown, size_of
 from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.header import read_header
 from modelgrove_hub.tables import Relation
+from modelgrove_plugins.compress.comparing import PLOT, SHEET, Evidence, compare, draw, seek
 from modelgrove_plugins.compress.packed import Stored
 
 if TYPE_CHECKING:
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 Quantize = Callable[[LazyTensor], "Stored | Tensor | None"]
 """Tensor → the packed tensor, another tensor in its place, or None to keep it."""
 
-PLOT = "layers.png"
-"""The artefact that shows what each layer lost."""
 _INDEX = ".safetensors.index.json"
 _CONFIG = "config.json"
 _FOREIGN = (".qweight", ".weight_scale", ".scale_weight", ".quant_map", ".absmax", ".SCB", "scaled_fp8")
@@ -44,6 +43,7 @@ class _Tally:
     """What happened so far, over all files."""
 
     total: int
+    evidence: Evidence
     before: int = 0
     after: int = 0
     kept: int = 0
@@ -54,11 +54,12 @@ class _Tally:
 
 def compress(
     context: Context, method: str, parameters: Mapping[str, Any], quantize: Quantize, tag: str,
-    *, timesteps: Sequence[int] = (),
+    *, timesteps: Sequence[int] = (), fidelity: bool | None = None,
 ) -> Result:  # fmt: skip
     """Pass every tensor of the first input through `quantize` and write the packed model, with a plot of its layers.
 
-    `timesteps` are the bounds of stored activation ranges, for the manifest.
+    `timesteps` are the bounds of stored activation ranges, for the manifest. `fidelity` is `CompressorParams`'s:
+    a denoiser is compared with the original, and the report says so, or why not.
 
     Raises:
         UsageError: there is nothing to quantize, or the model is an adapter or quantized already.
@@ -68,7 +69,8 @@ def compress(
     model = context.inputs[0]
     files = model.files()
     weights = _weights(model, files)
-    tally = _Tally(sum(size_of(tensor) for tensors in weights.values() for tensor in tensors))
+    everything = [tensor for tensors in weights.values() for tensor in tensors]
+    tally = _Tally(sum(map(size_of, everything)), seek(model, everything, fidelity))
     for path, tensors in weights.items():
         writer = context.writer(path, read_header(files[path]).metadata)
         packed = _stream(context, tensors, quantize, writer, tally)
@@ -82,9 +84,11 @@ def compress(
     if not tally.layers:
         raise UsageError(f"model {model.name}: nothing to quantize: all tensors are skipped, small or not floating")
     copied, left_out = _copy_others(context, files, weights, tally)
-    _draw(context, tally)
+    compared = compare(context, tally.evidence, timesteps, method)
+    draw(context, method, tally.layers, compared)
     output = Output((*weights, *copied), Relation.QUANTIZED, tags=(tag,))
-    return Result((output,), {"method": method, **_report(tally, left_out)}, artefacts=(PLOT,))
+    artefacts = (PLOT, SHEET) if "error" in compared else (PLOT,)
+    return Result((output,), {"method": method, **_report(tally, left_out), "fidelity": compared}, artefacts)
 
 
 def _weights(model: InputModel, files: Mapping[str, Path]) -> dict[str, list[LazyTensor]]:
@@ -108,8 +112,10 @@ def _stream(
     """Write the tensors of one file; returns the manifest's entries."""
     packed: dict[str, PackedTensor] = {}
     for tensor in tensors:
-        context.progress(tally.before / max(1, tally.total), tensor.name)
+        context.progress(0.9 * tally.before / max(1, tally.total), tensor.name)
         result = _quantized(quantize, tensor)
+        if result is not None:
+            tally.evidence.keep(tensor.name, result)
         stored = _keyed(tensor.key, tensor.read() if result is None else result)
         for key, part in stored.items():
             writer.add(key, part)
@@ -184,12 +190,6 @@ def _json_object(source: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return fields if isinstance(fields, dict) else None
-
-
-def _draw(context: Context, tally: _Tally) -> None:
-    from modelgrove_plugins.compress.picture import plot
-
-    plot(tally.layers).save(context.path(PLOT), "PNG")
 
 
 def _layer(tensor: LazyTensor, stored: Stored) -> dict[str, Any]:

@@ -14,11 +14,16 @@ _LABEL_WIDTH = 150
 
 
 def compose(columns: Sequence[tuple[str, Path]], rows: Sequence[str] = ()) -> Image.Image:
-    """Join PNG files under their titles; `rows` labels equal bands of the pictures at the left.
+    """Join PNG files under their titles; see `join`."""
+    return join([(title, _open(path)) for title, path in columns], rows)
+
+
+def join(columns: Sequence[tuple[str, Image.Image]], rows: Sequence[str] = ()) -> Image.Image:
+    """Join pictures under their titles; `rows` labels equal bands of the pictures at the left.
 
     Pictures keep their size; titles are wrapped to the picture's width.
     """
-    pictures = [_open(path) for _, path in columns]
+    pictures = [picture for _, picture in columns]
     font = ImageFont.load_default(_TEXT_SIZE)
     titles = [_wrap(title, picture.width, font) for (title, _), picture in zip(columns, pictures, strict=True)]
     left = _MARGIN + (_LABEL_WIDTH if rows else 0)

@@ -52,13 +52,14 @@ def test_the_plan_as_text_names_every_layer(model, run):
 def test_text_names_the_model_on_stdout_and_says_what_was_lost_on_stderr(hub, model):
     result = CliRunner().invoke(compress, [model, "--bits", "4", "--local"], catch_exceptions=False)
     assert result.stdout.split() == ["local/net-rtn"]
-    first, *layers, plot = result.stderr.splitlines()
+    first, *layers, fidelity, plot = result.stderr.splitlines()
     # 64×64: 2048 bytes of codes, 64 scales of 2, 64 zeros; 65×77 has rows of two groups: 64 bytes and twice 3.
     after = 8 * (2048 + 64 * 3) + 65 * (64 + 2 * 3) + 8192 + 256
     assert first == f"rtn: 146.0 KiB → {after / 1024:.1f} KiB (21%), 9 tensors packed, 2 kept"
     decibels = [float(line.split()[0]) for line in layers]
     assert len(decibels) == 5
     assert decibels == sorted(decibels)
+    assert fidelity == "not compared with the original: the model is no pipeline with a denoiser"
     assert plot.startswith("layers.png: ")
 
 

@@ -1,0 +1,158 @@
+"""What a packed denoiser paints and computes, beside the original: the same prompts, the same seeds.
+
+The original paints a few pictures, and every call of its network is kept. The packed network, its
+activations rounded as the manifest says, answers the same calls (so that errors do not add up along
+a trajectory), and paints the same pictures. This costs two small previews, and one more pass over the calls.
+Everything outside the denoiser is the original's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import inf, log10
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modelgrove_plugins.compress.swapping import quantized_copy
+from modelgrove_plugins.preview.diffusers import PreviewParams
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+    from modelgrove_plugins.compress.packed import Stored
+    from modelgrove_plugins.preview.painter import Painter
+
+PROMPTS = ("a red apple", "a sleeping cat", "a sailing boat on the sea", "a snowy mountain")
+IMAGES = 2
+_PARAMS = PreviewParams(prompts=PROMPTS, images=IMAGES, seed=2**31)
+"""The seed is far from those of calibration sets, which count up from 0."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward pass of the original network: what it was given, and what it answered."""
+
+    timestep: float
+    positional: tuple[Any, ...]
+    named: Mapping[str, Any]
+    output: Tensor
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """‖ŷ - y‖² / ‖y‖² of a network's output (ε or v, whichever it predicts) over all calls, and at each timestep."""
+
+    overall: float
+    by_timestep: tuple[tuple[float, float], ...]
+
+
+@dataclass
+class Comparison:
+    """The original's pictures and calls."""
+
+    painter: Painter
+    component: str
+    calls: list[Call] = field(init=False)
+    pictures: list[Image] = field(init=False)
+
+    def __post_init__(self) -> None:
+        with recorded(self.painter.networks[self.component]) as self.calls:
+            self.pictures = _paint(self.painter)
+
+    def report(
+        self, tensors: Mapping[str, Stored | Tensor], timesteps: Sequence[int], sheet: Path, title: str
+    ) -> dict[str, Any]:
+        """The packed network's error and PSNR as JSON values; writes the pictures side by side to `sheet`."""
+        network = quantized_copy(self.painter.networks[self.component], tensors, timesteps)
+        error = epsilon_error(network, self.calls)
+        self.painter.swap(self.component, network)
+        pictures = _paint(self.painter)
+        _save(sheet, {"original": self.pictures, title: pictures})
+        lost = psnr(self.pictures, pictures)
+        return {
+            "error": rounded(error.overall),
+            "by_timestep": [[time, rounded(value)] for time, value in error.by_timestep],
+            "psnr_db": None if lost == inf else round(lost, 2),
+            "pictures": len(pictures),
+            "steps": _PARAMS.steps,
+        }
+
+
+@contextmanager
+def recorded(network: nn.Module) -> Iterator[list[Call]]:
+    """The calls of `network` while the context lasts."""
+    calls: list[Call] = []
+
+    def keep(_network: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
+        time = torch.as_tensor(named["timestep"] if "timestep" in named else positional[1])
+        calls.append(Call(float(time.flatten()[0]), positional, dict(named), _tensor(output).clone()))
+
+    handle = network.register_forward_hook(keep, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@torch.inference_mode()
+def epsilon_error(network: nn.Module, calls: Sequence[Call]) -> OutputError:
+    """How far the outputs of `network` are from those of the calls.
+
+    Raises:
+        ValueError: there are no calls.
+    """
+    if not calls:
+        raise ValueError("there are no calls to compare")
+    sums: dict[float, tuple[float, float]] = {}
+    for call in calls:
+        found = _tensor(network(*call.positional, **call.named))
+        noise, signal = sums.get(call.timestep, (0.0, 0.0))
+        noise += float((found - call.output).double().square().sum())
+        sums[call.timestep] = noise, signal + float(call.output.double().square().sum())
+    total = tuple(map(sum, zip(*sums.values(), strict=True)))
+    return OutputError(_ratio(*total), tuple((time, _ratio(*sums[time])) for time in sorted(sums)))
+
+
+def psnr(originals: Sequence[Image], others: Sequence[Image]) -> float:
+    """Peak signal to noise ratio of RGB pictures in dB, peak 255, over all their pixels; infinite when equal."""
+    pairs = zip(originals, others, strict=True)
+    squares = [np.square(np.asarray(a, np.float64) - np.asarray(b, np.float64)).mean() for a, b in pairs]
+    noise = float(np.mean(squares))
+    return 10 * log10(255**2 / noise) if noise else inf
+
+
+def rounded(value: float) -> float:
+    """To four digits: more change from one processor to the next."""
+    return float(f"{value:.3e}")
+
+
+def _paint(painter: Painter) -> list[Image]:
+    wishes = [(prompt, _PARAMS.seed + column) for prompt in PROMPTS for column in range(IMAGES)]
+    return painter.paint(wishes, _PARAMS, lambda _done: None)
+
+
+def _save(sheet: Path, columns: Mapping[str, Sequence[Image]]) -> None:
+    from modelgrove_plugins.preview.picture import arrange, enlarge
+    from modelgrove_plugins.preview.sheet import join
+
+    grids = {
+        title: arrange([[enlarge(one, 0) for one in pictures[i : i + IMAGES]] for i in range(0, len(pictures), IMAGES)])
+        for title, pictures in columns.items()
+    }
+    join(list(grids.items()), PROMPTS).save(sheet, "PNG")
+
+
+def _tensor(output: Any) -> Tensor:
+    found: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
+    return found
+
+
+def _ratio(noise: float, signal: float) -> float:
+    return noise / signal if signal else 0.0

@@ -43,8 +43,8 @@ def conv2d_w8a8(
 ) -> Tensor:
     """x (n, C, h, w) → (n, out, h', w') in x's memory format, float32, with weights of 8 bits.
 
-    `codes`, `scales`, `group` and `out` are those of `conv_panels.to_panels` for a matrix (out, kh·kw·C); `bias` (out,),
-    `smooth` (C,), `down` (r, kh·kw·C) in the matrix's order of columns and `up` (out, r) are float32.
+    `codes`, `scales`, `group` and `out` are those of `conv_panels.to_panels` for a matrix (out, kh·kw·C); `bias`
+    (out,), `smooth` (C,), `down` (r, kh·kw·C) in the matrix's order of columns and `up` (out, r) are float32.
 
     Raises:
         ValueError: x is not float32 of four dimensions, or it has too few channels or pixels.
@@ -88,13 +88,15 @@ def conv2d(
     places = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
     rest = (weight.group, weight.out, *places, bias, smooth, down, up)
     if weight.bits == 4:
-        return conv2d_w4a8(x, weight.codes, weight.scales, weight.zeros, *rest)
-    return conv2d_w8a8(x, weight.codes, weight.scales, *rest)
+        y: Tensor = conv2d_w4a8(x, weight.codes, weight.scales, weight.zeros, *rest)
+    else:
+        y = conv2d_w8a8(x, weight.codes, weight.scales, *rest)
+    return y
 
 
 @conv2d_w8a8.register_fake
 def _fake_w8a8(
-    x: Tensor, codes: Tensor, scales: Tensor, group: int, out: int, kernel: Sequence[int], stride: Sequence[int],
+    x: Tensor, _codes: Tensor, _scales: Tensor, _group: int, out: int, kernel: Sequence[int], stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], *_: Tensor | None,
 ) -> Tensor:  # fmt: skip
     return _empty(x, out, Geometry(kernel, stride, padding, dilation))
@@ -102,7 +104,7 @@ def _fake_w8a8(
 
 @conv2d_w4a8.register_fake
 def _fake_w4a8(
-    x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor, group: int, out: int, kernel: Sequence[int],
+    x: Tensor, _codes: Tensor, _scales: Tensor, _zeros: Tensor, _group: int, out: int, kernel: Sequence[int],
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], *_: Tensor | None,
 ) -> Tensor:  # fmt: skip
     return _empty(x, out, Geometry(kernel, stride, padding, dilation))

@@ -27,8 +27,8 @@ _UNIT = 8
 class Panels:
     """Prepacked weights of a convolution.
 
-    `codes` is uint8 (panels, units, 256 | 128), `scales` float32 (panels, groups, 32), `zeros` uint8 of that shape, empty at
-    8 bits; `group` columns share a scale; `out` output channels.
+    `codes` is uint8 (panels, units, 256 | 128), `scales` float32 (panels, groups, 32), `zeros` uint8 of that shape,
+    empty at 8 bits; `group` columns share a scale; `out` output channels.
     """
 
     codes: Tensor
@@ -111,7 +111,7 @@ def matrix_of(panels: Panels, columns: int) -> Tensor:
     """w, float32 (out, columns): what the panels stand for."""
     codes = panels.codes
     halves = (codes & 15, codes >> 4) if panels.bits == 4 else codes.chunk(2, -1)
-    steps = torch.stack([half.unflatten(-1, (PANEL, 4)) for half in halves], 2).permute(0, 3, 1, 2, 4)
+    steps = torch.stack([half.reshape(*half.shape[:-1], PANEL, 4) for half in halves], 2).permute(0, 3, 1, 2, 4)
     rows = steps.reshape(len(codes) * PANEL, -1)[: panels.out, :columns].float()
     groups = (torch.arange(columns) // panels.group).clamp(max=panels.groups - 1)
     scales, zeros = (_by_row(part, panels.out)[:, groups] for part in (panels.scales, _zeros_of(panels)))
@@ -125,7 +125,7 @@ def _zeros_of(panels: Panels) -> Tensor:
 def _by_panel(values: Tensor) -> Tensor:
     """(out, groups) → (panels, groups, 32)."""
     padded = functional.pad(values, (0, 0, 0, -len(values) % PANEL))
-    return padded.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+    return padded.view(-1, PANEL, padded.shape[1]).transpose(1, 2).contiguous()
 
 
 def _by_row(values: Tensor, out: int) -> Tensor:

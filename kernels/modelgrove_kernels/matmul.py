@@ -1,4 +1,4 @@
-"""Operators for linear layers of 4-bit weights and 8-bit activations: compiled where there is a library, else plain torch.
+"""Operators for linear layers of 4-bit weights and 8-bit activations: compiled where that is possible, else in torch.
 
 `modelgrove::linear_w4a8` takes asymmetric codes, `modelgrove::linear_lut4a8` codes into a table; `reference.py` says
 what they compute. Both take weights in the order that the compiled kernels read (`csrc/modelgrove.h`), one order for
@@ -32,7 +32,7 @@ _TABLE = 16
 
 @cache
 def blocking(group: int) -> tuple[int, int]:
-    """How a group of inputs is cut for the kernels: (inputs with padding, inputs of a block), with the least padding."""
+    """How a group of inputs is cut for the kernels: (inputs with padding, inputs of a block); the least padding."""
     counts = range(-(-group // _WIDEST), max(1, group // 64) + 1)
     widths = [-(-group // (count * UNIT)) * UNIT for count in counts]
     cuts = [(count * width, width) for count, width in zip(counts, widths, strict=True)]
@@ -57,8 +57,8 @@ def prepack(weight: Weight) -> Tensor:
         tables = pad(weight.table.expand(rows, -1), (0, 0, 0, -rows % PANEL)).view(panels, 2, 4, 4, _TABLE)
         head = tables.transpose(2, 3).reshape(panels, -1).view(torch.uint8)
         return torch.cat([head, torch.cat(parts, -1).flatten(1)], 1).flatten()
-    assert weight.zeros is not None
-    return torch.cat([*parts, _by_block(weight.zeros, padded // width)], -1).flatten()
+    zeros = torch.zeros_like(weight.scales, dtype=torch.uint8) if weight.zeros is None else weight.zeros
+    return torch.cat([*parts, _by_block(zeros, padded // width)], -1).flatten()
 
 
 def unpack(weight: Tensor, rows: int, columns: int, group: int, look_up: bool) -> Weight:
@@ -92,7 +92,7 @@ def prepack_branch(down: Tensor, up: Tensor) -> Tensor:
         raise ValueError(f"factors {tuple(up.shape)} and {tuple(down.shape)} do not make a branch")
     spare = -len(down) % _RANKS
     down, up = pad(down.float(), (0, 0, 0, spare)), pad(up.float(), (0, spare, 0, -len(up) % PANEL))
-    downs = [part.T.flatten() for part in down.split(PANEL)]
+    downs = [part.T.flatten() for part in torch.split(down, PANEL)]
     return torch.cat([*downs, up.view(-1, PANEL, up.shape[1]).transpose(1, 2).flatten()])
 
 
@@ -101,7 +101,7 @@ def unpack_branch(branch: Tensor, rows: int, columns: int) -> tuple[Tensor, Tens
     panels = -(-rows // PANEL)
     rank = branch.numel() // max(1, columns + panels * PANEL)
     ranks = [min(PANEL, rank - first) for first in range(0, rank, PANEL)]
-    parts = branch[: rank * columns].split([columns * count for count in ranks])
+    parts = torch.split(branch[: rank * columns], [columns * count for count in ranks])
     downs = [part.view(columns, count).T for part, count in zip(parts, ranks, strict=True)]
     up = branch[rank * columns :].view(panels, rank, PANEL).transpose(1, 2).reshape(-1, rank)[:rows]
     return torch.cat([branch.new_empty(0, columns), *downs]), up
@@ -147,15 +147,7 @@ def linear_lut4a8(
 
 @linear_w4a8.register_fake
 @linear_lut4a8.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    rows: int,
-    group: int,
-    smooth: Tensor | None = None,
-    branch: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
+def _(x: Tensor, _weight: Tensor, rows: int, *_: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], rows))
 
 
@@ -186,11 +178,11 @@ linear_lut4a8.register_kernel("cuda")(_on_gpu(look_up=True))
 class _Call(ctypes.Structure):
     """`mg_linear_call` of csrc/linear.c."""
 
-    _fields_ = [  # noqa: RUF012  (ctypes wants a plain list)
+    _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "smooth", "down", "up", "bias", "weight", "y")),
         *((name, ctypes.c_int64) for name in ("rows", "depth", "columns", "group", "padded", "width", "rank")),
         *((name, ctypes.c_int64) for name in ("lut", "threads", "isa")),
-    ]
+    )
 
 
 def _linear(

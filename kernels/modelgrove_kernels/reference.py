@@ -2,7 +2,8 @@
 
     x' = x / smooth
     a_scale[m] = max|x'[m]| / 127, and 1 where that is 0;  a = x' / a_scale, rounded half to even, in [-127, 127]
-    y[m, n] = a_scale[m] · Σ_g w_scale[n, g] · Σ_{k in g} a[m, k] · w[n, k]  +  Σ_r (x' · downᵀ)[m, r] · up[n, r]  +  bias[n]
+    y[m, n] = a_scale[m] · Σ_g w_scale[n, g] · Σ_{k in g} a[m, k] · w[n, k]
+            + Σ_r (x' · downᵀ)[m, r] · up[n, r] + bias[n]
 
 with whole weights w: code - zero (`Packed`, asymmetric), or table[code] (`LookUp`). The sums over k are exact, the rest
 is float32. A row of x' that is not finite gives a row of NaN. The branch of low rank takes x' before it is quantized

@@ -12,6 +12,7 @@
 #define TARGET MG_TARGET_AVX2
 #define TILE 6
 #define STEPS 8
+#define WIDEST 256
 
 TARGET MG_INLINE __m256i load(const void *from) { return _mm256_loadu_si256((const __m256i *)from); }
 TARGET MG_INLINE void store(void *to, __m256i value) { _mm256_storeu_si256((__m256i *)to, value); }
@@ -106,30 +107,32 @@ TARGET static void unpack(const mg_weight *weight, size_t panel, mg_panel *out) 
 
 /* Sums in 16 bits over 4 · steps inputs, six rows by 16 columns: twelve sums, two weights, an activation and a product
  * take all 16 registers, which compilers spill. Rows 0 to 2 are at near + row · stride, 3 to 5 at far. Steps come in
- * fours. */
-#define ROW(PRODUCT, at, left, right)                                                                                  \
-    "vpbroadcastd " at ", %%ymm14\n\t" PRODUCT("%%ymm12", "%%ymm15") "vpaddw %%ymm15, %[" left "], %[" left "]\n\t"    \
-        PRODUCT("%%ymm13", "%%ymm14") "vpaddw %%ymm14, %[" right "], %[" right "]\n\t"
-#define STEP(PRODUCT, weight, input)                                                                                   \
+ * fours; the first product of each sum is written, the others are added. */
+#define WRITE(PRODUCT, left, right) PRODUCT("%%ymm12", "%[" left "]") PRODUCT("%%ymm13", "%[" right "]")
+#define ADD(PRODUCT, left, right)                                                                                      \
+    PRODUCT("%%ymm12", "%%ymm15") "vpaddw %%ymm15, %[" left "], %[" left "]\n\t"                                       \
+    PRODUCT("%%ymm13", "%%ymm14") "vpaddw %%ymm14, %[" right "], %[" right "]\n\t"
+#define ROW(PUT, PRODUCT, at, left, right) "vpbroadcastd " at ", %%ymm14\n\t" PUT(PRODUCT, left, right)
+#define STEP(PUT, PRODUCT, weight, input)                                                                              \
     "vmovdqu " weight "(%[weights]), %%ymm12\n\t"                                                                      \
     "vmovdqu 32+" weight "(%[weights]), %%ymm13\n\t"                                                                   \
-    ROW(PRODUCT, input "(%[near])", "s0", "s1")                                                                        \
-    ROW(PRODUCT, input "(%[near],%[stride])", "s2", "s3")                                                              \
-    ROW(PRODUCT, input "(%[near],%[stride],2)", "s4", "s5")                                                            \
-    ROW(PRODUCT, input "(%[far])", "s6", "s7")                                                                         \
-    ROW(PRODUCT, input "(%[far],%[stride])", "s8", "s9")                                                               \
-    ROW(PRODUCT, input "(%[far],%[stride],2)", "s10", "s11")
-#define ZERO(name) "vpxor %[" name "], %[" name "], %[" name "]\n\t"
+    ROW(PUT, PRODUCT, input "(%[near])", "s0", "s1")                                                                   \
+    ROW(PUT, PRODUCT, input "(%[near],%[stride])", "s2", "s3")                                                         \
+    ROW(PUT, PRODUCT, input "(%[near],%[stride],2)", "s4", "s5")                                                       \
+    ROW(PUT, PRODUCT, input "(%[far])", "s6", "s7")                                                                    \
+    ROW(PUT, PRODUCT, input "(%[far],%[stride])", "s8", "s9")                                                          \
+    ROW(PUT, PRODUCT, input "(%[far],%[stride],2)", "s10", "s11")
+#define FOUR_STEPS(PUT, PRODUCT)                                                                                       \
+    STEP(PUT, PRODUCT, "0", "0") STEP(ADD, PRODUCT, "64", "4")                                                         \
+    STEP(ADD, PRODUCT, "128", "8") STEP(ADD, PRODUCT, "192", "12")
 #define SUM(i) [s##i] "=&x"(s[i])
 
 #define NARROW(name, PRODUCT)                                                                                          \
     TARGET MG_INLINE void name(const uint8_t *weights, const uint8_t *near, const uint8_t *far, size_t stride,         \
                                size_t steps, __m256i s[12]) {                                                          \
-        __asm__ volatile(ZERO("s0") ZERO("s1") ZERO("s2") ZERO("s3") ZERO("s4") ZERO("s5") ZERO("s6") ZERO("s7")       \
-                         ZERO("s8") ZERO("s9") ZERO("s10") ZERO("s11") "1:\n\t"                                        \
-                         STEP(PRODUCT, "0", "0") STEP(PRODUCT, "64", "4")                                              \
-                         STEP(PRODUCT, "128", "8") STEP(PRODUCT, "192", "12")                                          \
-                         "add $256, %[weights]\n\tadd $16, %[near]\n\tadd $16, %[far]\n\tsub $4, %[steps]\n\tjnz 1b"   \
+        __asm__ volatile(FOUR_STEPS(WRITE, PRODUCT) "sub $4, %[steps]\n\tjz 2f\n1:\n\t"                                \
+                         "add $256, %[weights]\n\tadd $16, %[near]\n\tadd $16, %[far]\n\t"                             \
+                         FOUR_STEPS(ADD, PRODUCT) "sub $4, %[steps]\n\tjnz 1b\n2:"                                     \
                          : SUM(0), SUM(1), SUM(2), SUM(3), SUM(4), SUM(5), SUM(6), SUM(7), SUM(8), SUM(9), SUM(10),    \
                            SUM(11), [weights] "+r"(weights), [near] "+r"(near), [far] "+r"(far), [steps] "+r"(steps)   \
                          : [stride] "r"(stride)                                                                        \
@@ -143,40 +146,57 @@ NARROW(narrow_lut, INPUTS_UNSIGNED)
 /* Inputs in the next run of at most STEPS steps. */
 MG_INLINE size_t run(size_t left) { return left < 4 * STEPS ? left : 4 * STEPS; }
 
-/* sum = before + scale · (total - zero · inputs); both products are exact integers below 2^24. */
-TARGET MG_INLINE void scale_up(__m256i total, const float *scales, __m256 offset, size_t first, float *sum) {
+/* sum += scale · total, for numbers below 2^24. */
+TARGET MG_INLINE void add_scaled(__m256 total, __m256 scale, int first, float *sum) {
     __m256 before = first ? _mm256_setzero_ps() : _mm256_loadu_ps(sum);
-    __m256 exact = _mm256_sub_ps(_mm256_cvtepi32_ps(total), offset);
-    _mm256_storeu_ps(sum, _mm256_fmadd_ps(exact, _mm256_loadu_ps(scales), before));
+    _mm256_storeu_ps(sum, _mm256_fmadd_ps(total, scale, before));
 }
 
+/* Totals of a half of a block for `count` rows: runs widened, scaled and added to the sums. */
+TARGET MG_INLINE void widen(__m256i narrow[][12], size_t runs, const int count, const float *inputs, size_t stride,
+                            const float *scales, const float *zeros, int first, float *sums) {
+    const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 2
+    for (int side = 0; side < 2; side++) {
+        __m256 scale = _mm256_loadu_ps(scales + 8 * side), zero = _mm256_loadu_ps(zeros + 8 * side);
+#pragma GCC unroll 6
+        for (int r = 0; r < count; r++) {
+            __m256i total = _mm256_madd_epi16(narrow[0][2 * r + side], ones);
+            for (size_t i = 1; i < runs; i++)
+                total = _mm256_add_epi32(total, _mm256_madd_epi16(narrow[i][2 * r + side], ones));
+            __m256 sum = _mm256_broadcast_ss(inputs + r * stride);
+            __m256 exact = _mm256_fnmadd_ps(sum, zero, _mm256_cvtepi32_ps(total));
+            add_scaled(exact, scale, first, sums + r * PANEL + 8 * side);
+        }
+    }
+}
+
+/* Both halves are multiplied before either is widened, so that no widening waits for its last product. Rows that the
+ * tile lacks are multiplied too, from whatever is there, and not used. */
 TARGET static void multiply_int4(const mg_weight *weight, const mg_panel *panel, mg_rows rows, size_t count,
                                  float *sums) {
-    size_t width = weight->width;
-    const __m256i ones = _mm256_set1_epi16(1);
-    for (size_t block = 0; block < weight->blocks; block++)
-        for (size_t half = 0; half < 2; half++) {
-            const uint8_t *values = panel->values + (2 * block + half) * 16 * width;
-            __m256i totals[12], narrow[12];
-            for (size_t k = 0; k < width; k += 4 * STEPS) {
-                const uint8_t *near = rows.codes + block * width + k;
-                narrow_int4(values + 16 * k, near, near + 3 * rows.stride, rows.stride, run(width - k) / 4, narrow);
-#pragma GCC unroll 12
-                for (int i = 0; i < 12; i++) {
-                    __m256i wide = _mm256_madd_epi16(narrow[i], ones);
-                    totals[i] = k ? _mm256_add_epi32(totals[i], wide) : wide;
-                }
+    size_t width = weight->width, blocks = weight->blocks, runs = (width + 4 * STEPS - 1) / (4 * STEPS);
+    for (size_t block = 0; block < blocks; block++, rows.codes += width, rows.sums++) {
+        __m256i narrow[2][WIDEST / (4 * STEPS)][12];
+        for (size_t half = 0; half < 2; half++)
+            for (size_t i = 0; i < runs; i++) {
+                size_t k = i * 4 * STEPS;
+                const uint8_t *near = rows.codes + k, *far = near + 3 * rows.stride;
+                narrow_int4(panel->values + (2 * block + half) * 16 * width + 16 * k, near, far, rows.stride,
+                            run(width - k) / 4, narrow[half][i]);
             }
+        for (size_t half = 0; half < 2; half++) {
             const float *scales = panel->scales + block * PANEL + 16 * half;
             const float *zeros = (const float *)panel->terms + block * PANEL + 16 * half;
-            for (size_t r = 0; r < count; r++) {
-                __m256 inputs = _mm256_set1_ps(rows.sums[r * weight->blocks + block]);
-                for (int side = 0; side < 2; side++)
-                    scale_up(totals[2 * r + side], scales + 8 * side,
-                             _mm256_mul_ps(inputs, _mm256_loadu_ps(zeros + 8 * side)), block == 0,
-                             sums + r * PANEL + 16 * half + 8 * side);
-            }
+            float *out = sums + 16 * half;
+            if (count == TILE && runs == 2)
+                widen(narrow[half], 2, TILE, rows.sums, blocks, scales, zeros, block == 0, out);
+            else
+                for (size_t r = 0; r < count; r++)
+                    widen((void *)&narrow[half][0][2 * r], runs, 1, rows.sums + r * blocks, blocks, scales, zeros,
+                          block == 0, out + r * PANEL);
         }
+    }
 }
 
 TARGET static void multiply_lut(const mg_weight *weight, const mg_panel *panel, mg_rows rows, size_t count,
@@ -187,6 +207,7 @@ TARGET static void multiply_lut(const mg_weight *weight, const mg_panel *panel, 
             const uint8_t *values = panel->values + (2 * block + half) * 16 * width;
             const int32_t *terms = (const int32_t *)panel->terms + block * PANEL + 16 * half;
             __m256i totals[6], narrow[12];
+#pragma GCC unroll 6
             for (int i = 0; i < 6; i++)
                 totals[i] = load(terms + 8 * (i % 2));
             for (size_t k = 0; k < width; k += 4 * STEPS) {
@@ -202,8 +223,8 @@ TARGET static void multiply_lut(const mg_weight *weight, const mg_panel *panel, 
             const float *scales = panel->scales + block * PANEL + 16 * half;
             for (size_t r = 0; r < count; r++)
                 for (int side = 0; side < 2; side++)
-                    scale_up(totals[2 * r + side], scales + 8 * side, _mm256_setzero_ps(), block == 0,
-                             sums + r * PANEL + 16 * half + 8 * side);
+                    add_scaled(_mm256_cvtepi32_ps(totals[2 * r + side]), _mm256_loadu_ps(scales + 8 * side), block == 0,
+                               sums + r * PANEL + 16 * half + 8 * side);
         }
 }
 
@@ -271,8 +292,8 @@ TARGET MG_INLINE void vector_eight(const mg_weight *weight, size_t panel, size_t
             dot_int4(record + half * 8 * width, width, side, codes + block * width, totals, &inputs);
         }
         for (int i = 0; i < 4; i++) {
-            __m256 offset = _mm256_mul_ps(spread(zero, i), _mm256_cvtepi32_ps(inputs));
-            __m256 exact = _mm256_sub_ps(_mm256_cvtepi32_ps(totals[i]), offset);
+            __m256 sum = _mm256_cvtepi32_ps(inputs);
+            __m256 exact = _mm256_fnmadd_ps(spread(zero, i), sum, _mm256_cvtepi32_ps(totals[i]));
             results[i] = _mm256_fmadd_ps(spread(scale, i), exact, results[i]);
         }
     }
@@ -343,35 +364,42 @@ TARGET static void quantize(const float *x, float scale, size_t count, int8_t *c
 }
 
 TARGET MG_INLINE void combine_rows(const float *a, size_t stride, const float *b, size_t depth, size_t columns,
-                                   const float *factor, const float *bias, const int count, float *out,
-                                   size_t out_stride) {
+                                   const float *factor, const float *sums, const float *bias, const int count,
+                                   float *out, size_t out_stride) {
     __m256 totals[TILE][2];
+#pragma GCC unroll 6
     for (int r = 0; r < count; r++)
+#pragma GCC unroll 2
         for (int side = 0; side < 2; side++) {
             totals[r][side] = bias ? _mm256_loadu_ps(bias + 8 * side) : _mm256_setzero_ps();
             if (factor)
-                totals[r][side] = _mm256_fmadd_ps(_mm256_loadu_ps(out + r * out_stride + 8 * side),
+                totals[r][side] = _mm256_fmadd_ps(_mm256_loadu_ps(sums + r * PANEL + 8 * side),
                                                   _mm256_set1_ps(factor[r]), totals[r][side]);
         }
     for (size_t k = 0; k < depth; k++)
 #pragma GCC unroll 6
         for (int r = 0; r < count; r++)
+#pragma GCC unroll 2
             for (int side = 0; side < 2; side++)
                 totals[r][side] = _mm256_fmadd_ps(_mm256_set1_ps(a[r * stride + k]),
                                                   _mm256_loadu_ps(b + k * columns + 8 * side), totals[r][side]);
+#pragma GCC unroll 6
     for (int r = 0; r < count; r++)
+#pragma GCC unroll 2
         for (int side = 0; side < 2; side++)
             _mm256_storeu_ps(out + r * out_stride + 8 * side, totals[r][side]);
 }
 
 TARGET static void combine(const float *a, size_t stride, const float *b, size_t depth, size_t columns,
-                           const float *factor, const float *bias, size_t count, float *out, size_t out_stride) {
+                           const float *factor, const float *sums, const float *bias, size_t count, float *out,
+                           size_t out_stride) {
     for (size_t r = 0; r < count;) {
         size_t left = count - r, rows = left >= 6 ? 6 : left >= 2 ? 2 : 1;
         for (size_t column = 0; column < columns; column += 16) {
 #define CALL(n)                                                                                                        \
     combine_rows(a + r * stride, stride, b + column, depth, columns, factor ? factor + r : NULL,                       \
-                 bias ? bias + column : NULL, n, out + r * out_stride + column, out_stride)
+                 factor ? sums + r * PANEL + column : NULL, bias ? bias + column : NULL, n,                            \
+                 out + r * out_stride + column, out_stride)
             switch (rows) {
             case 6: CALL(6); break;
             case 2: CALL(2); break;

@@ -78,6 +78,11 @@ TARGET MG_INLINE __m512i four_inputs(const uint8_t *codes) {
     return _mm512_set1_epi32(value);
 }
 
+TARGET MG_INLINE void add_scaled(__m512i total, __m512 scales, int first, float *sum) {
+    __m512 before = first ? _mm512_setzero_ps() : _mm512_loadu_ps(sum);
+    _mm512_storeu_ps(sum, _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), scales, before));
+}
+
 TARGET MG_INLINE void multiply_rows(const mg_weight *weight, const mg_panel *panel, mg_rows rows, const int count,
                                     float *sums) {
     size_t width = weight->width, stride = rows.stride;
@@ -86,9 +91,12 @@ TARGET MG_INLINE void multiply_rows(const mg_weight *weight, const mg_panel *pan
         const int32_t *terms = (const int32_t *)panel->terms + block * PANEL;
         const uint8_t *thirds[4];
         __m512i totals[TILE][2];
-        for (int r = 0; r < count; r++)
-            for (int half = 0; half < 2; half++)
-                totals[r][half] = _mm512_loadu_si512(terms + 16 * half);
+#pragma GCC unroll 12
+        for (int r = 0; r < count; r++) {
+            totals[r][0] = _mm512_loadu_si512(terms);
+            totals[r][1] = _mm512_loadu_si512(terms + 16);
+        }
+#pragma GCC unroll 4
         for (int third = 0; third < 4; third++)
             thirds[third] = rows.codes + block * width + 3 * third * stride;
         for (size_t k = 0; k < width; k += UNIT) {
@@ -99,21 +107,21 @@ TARGET MG_INLINE void multiply_rows(const mg_weight *weight, const mg_panel *pan
 #pragma GCC unroll 12
                 for (int r = 0; r < count; r++) {
                     __m512i input = four_inputs(thirds[r / 3] + r % 3 * stride + 4 * step);
-                    totals[r][0] = _mm512_dpbusd_epi32(totals[r][0], input, left);
-                    totals[r][1] = _mm512_dpbusd_epi32(totals[r][1], input, right);
+                    __asm__("vpdpbusd %1, %2, %0" : "+v"(totals[r][0]) : "v"(left), "v"(input));
+                    __asm__("vpdpbusd %1, %2, %0" : "+v"(totals[r][1]) : "v"(right), "v"(input));
                 }
             }
+#pragma GCC unroll 4
             for (int third = 0; third < 4; third++)
                 thirds[third] += UNIT;
         }
+        const float *scales = panel->scales + block * PANEL;
+        __m512 left = _mm512_loadu_ps(scales), right = _mm512_loadu_ps(scales + 16);
 #pragma GCC unroll 12
-        for (int r = 0; r < count; r++)
-            for (int half = 0; half < 2; half++) {
-                float *sum = sums + r * PANEL + 16 * half;
-                __m512 scales = _mm512_loadu_ps(panel->scales + block * PANEL + 16 * half);
-                __m512 before = block ? _mm512_loadu_ps(sum) : _mm512_setzero_ps();
-                _mm512_storeu_ps(sum, _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals[r][half]), scales, before));
-            }
+        for (int r = 0; r < count; r++) {
+            add_scaled(totals[r][0], left, block == 0, sums + r * PANEL);
+            add_scaled(totals[r][1], right, block == 0, sums + r * PANEL + 16);
+        }
     }
 }
 
@@ -223,33 +231,40 @@ TARGET static void quantize(const float *x, float scale, size_t count, int8_t *c
 }
 
 TARGET MG_INLINE void combine_rows(const float *a, size_t stride, const float *b, size_t depth, const int halves,
-                                   const float *factor, const float *bias, const int count, float *out,
-                                   size_t out_stride) {
+                                   const float *factor, const float *sums, const float *bias, const int count,
+                                   float *out, size_t out_stride) {
     __m512 totals[TILE][2];
+#pragma GCC unroll 12
     for (int r = 0; r < count; r++)
+#pragma GCC unroll 2
         for (int half = 0; half < halves; half++) {
             totals[r][half] = bias ? _mm512_loadu_ps(bias + 16 * half) : _mm512_setzero_ps();
             if (factor)
-                totals[r][half] = _mm512_fmadd_ps(_mm512_loadu_ps(out + r * out_stride + 16 * half),
+                totals[r][half] = _mm512_fmadd_ps(_mm512_loadu_ps(sums + r * PANEL + 16 * half),
                                                   _mm512_set1_ps(factor[r]), totals[r][half]);
         }
     for (size_t k = 0; k < depth; k++)
 #pragma GCC unroll 12
         for (int r = 0; r < count; r++)
+#pragma GCC unroll 2
             for (int half = 0; half < halves; half++)
                 totals[r][half] = _mm512_fmadd_ps(_mm512_set1_ps(a[r * stride + k]),
                                                   _mm512_loadu_ps(b + k * 16 * halves + 16 * half), totals[r][half]);
+#pragma GCC unroll 12
     for (int r = 0; r < count; r++)
+#pragma GCC unroll 2
         for (int half = 0; half < halves; half++)
             _mm512_storeu_ps(out + r * out_stride + 16 * half, totals[r][half]);
 }
 
 TARGET static void combine(const float *a, size_t stride, const float *b, size_t depth, size_t columns,
-                           const float *factor, const float *bias, size_t count, float *out, size_t out_stride) {
+                           const float *factor, const float *sums, const float *bias, size_t count, float *out,
+                           size_t out_stride) {
     for (size_t r = 0; r < count;) {
         size_t left = count - r, rows = left >= 12 ? 12 : left >= 4 ? 4 : 1;
-        const float *some = factor ? factor + r : NULL;
-#define CALL(n, h) combine_rows(a + r * stride, stride, b, depth, h, some, bias, n, out + r * out_stride, out_stride)
+        const float *some = factor ? factor + r : NULL, *some_sums = factor ? sums + r * PANEL : NULL;
+#define CALL(n, h)                                                                                                     \
+    combine_rows(a + r * stride, stride, b, depth, h, some, some_sums, bias, n, out + r * out_stride, out_stride)
         switch (rows * (columns / 16)) {
         case 24: CALL(12, 2); break;
         case 12: CALL(12, 1); break;

@@ -2,7 +2,7 @@
  *
  * Two things keep that exact at full speed, both decided from the activations as their patches are copied:
  * - 4 bits: 15 · Σ|a| of a 16-bit lane over a whole slice nearly always fits; the slices of tiles where it does not
- *   are widened every 8 steps (15 · 127 · 2 · 8 < 2^15).
+ *   are widened every 32 columns (15 · 127 · 16 < 2^15).
  * - 8 bits: 255 · (|a0| + |a1|) fits if |a0| + |a1| <= 128. Groups of four columns where it does not are split,
  *   a = (a >> 1) + rest, and the rest is multiplied in a second, short loop.
  */
@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #include <string.h>
 
-enum { ROWS = 4, LANE_4 = 32767 / 15, PAIR_8 = 32767 / 255, STEPS = 8 };
+enum { ROWS = 4, LANE_4 = 32767 / 15, PAIR_8 = 32767 / 255, NARROW = 32 };
 
 /* Σ a of a slice; Σ |a| over the columns that even and odd 16-bit lanes add up. */
 MG_TARGET_AVX2 static int sum_row(const int8_t *a, int length, int *lane) {
@@ -92,61 +92,112 @@ MG_TARGET_AVX2 static inline void add_slice(const mg_conv_task *task, __m256i pr
     }
 }
 
+/* In assembly, because compilers spill sums when they reorder the intrinsics: += products of 16-bit, 32-bit lanes. */
+MG_TARGET_AVX2 static inline __m256i add_words(__m256i sum, __m256i codes, __m256i quad) {
+    __m256i product;
+    __asm__("vpmaddubsw %[quad], %[codes], %[product]\n\tvpaddw %[product], %[sum], %[sum]"
+            : [sum] "+x"(sum), [product] "=&x"(product)
+            : [codes] "x"(codes), [quad] "x"(quad));
+    return sum;
+}
+
+MG_TARGET_AVX2 static inline __m256i add_products(__m256i sum, __m256i codes, __m256i quad, __m256i ones) {
+    __m256i product;
+    __asm__("vpmaddubsw %[quad], %[codes], %[product]\n\tvpmaddwd %[ones], %[product], %[product]\n\t"
+            "vpaddd %[product], %[sum], %[sum]"
+            : [sum] "+x"(sum), [product] "=&x"(product)
+            : [codes] "x"(codes), [quad] "x"(quad), [ones] "x"(ones));
+    return sum;
+}
+
+MG_TARGET_AVX2 static inline __m256i load(const uint8_t *from) {
+    return _mm256_load_si256((const __m256i *)from);
+}
+
+MG_TARGET_AVX2 static inline __m256i repeat(const void *quad) {
+    int32_t four;
+    memcpy(&four, quad, sizeof four);
+    return _mm256_set1_epi32(four);
+}
+
+/* Products of `length` columns, which fit into 16 bits, as 32-bit sums. */
+MG_TARGET_AVX2 static inline void multiply_narrow(const uint8_t *a, const uint8_t *b, int length,
+                                                  __m256i products[ROWS][2]) {
+    __m256i lanes[ROWS][2];
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++)
+        lanes[r][0] = lanes[r][1] = _mm256_setzero_si256();
+    for (const uint8_t *end = a + length; a < end; a += 8, b += 256)
+#pragma GCC unroll 2
+        for (int k = 0; k < 2; k++) {
+            __m256i b0 = load(b + k * 128), b1 = load(b + k * 128 + 32);
+#pragma GCC unroll 4
+            for (int r = 0; r < ROWS; r++) {
+                __m256i quad = repeat(a + r * MG_CONV_DEPTH + k * 4);
+                lanes[r][0] = add_words(lanes[r][0], b0, quad);
+                lanes[r][1] = add_words(lanes[r][1], b1, quad);
+            }
+        }
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; half++)
+            products[r][half] = _mm256_madd_epi16(lanes[r][half], _mm256_set1_epi16(1));
+}
+
+/* The same where only products of NARROW columns fit. */
+MG_TARGET_AVX2 static void multiply_wide(const uint8_t *a, const uint8_t *b, int length, __m256i products[ROWS][2]) {
+    memset(products, 0, sizeof(__m256i[ROWS][2]));
+    for (int k = 0; k < length; k += NARROW) {
+        __m256i part[ROWS][2];
+        multiply_narrow(a + k, b + k * 32, length - k < NARROW ? length - k : NARROW, part);
+        for (int i = 0; i < ROWS * 2; i++)
+            products[i / 2][i % 2] = _mm256_add_epi32(products[i / 2][i % 2], part[i / 2][i % 2]);
+    }
+}
+
 /* 4 pixels × 16 output channels, 4-bit codes. */
 MG_TARGET_AVX2 static void multiply_nibbles(const mg_conv_task *task, int tile, int side, float *sums) {
     const uint8_t *a = task->a + tile * ROWS * MG_CONV_DEPTH, *b = task->b + side * 4;
     for (int s = 0; s < task->slice_count; s++) {
-        int left = task->slices[s].length / 4, steps = task->narrow[tile][s] ? left : STEPS;
+        int length = task->slices[s].length;
         __m256i products[ROWS][2];
-        memset(products, 0, sizeof products);
-        for (; left > 0; left -= steps) {
-            __m256i lanes[ROWS][2];
-#pragma GCC unroll 4
-            for (int r = 0; r < ROWS; r++)
-                lanes[r][0] = lanes[r][1] = _mm256_setzero_si256();
-            for (int step = 0; step < (left < steps ? left : steps); step++, a += 4, b += 128) {
-                __m256i b0 = _mm256_load_si256((const __m256i *)b), b1 = _mm256_load_si256((const __m256i *)(b + 32));
-#pragma GCC unroll 4
-                for (int r = 0; r < ROWS; r++) {
-                    __m256i quad = _mm256_set1_epi32(*(const int32_t *)(a + r * MG_CONV_DEPTH));
-                    lanes[r][0] = _mm256_add_epi16(lanes[r][0], _mm256_maddubs_epi16(b0, quad));
-                    lanes[r][1] = _mm256_add_epi16(lanes[r][1], _mm256_maddubs_epi16(b1, quad));
-                }
-            }
-#pragma GCC unroll 8
-            for (int i = 0; i < ROWS * 2; i++)
-                products[i / 2][i % 2] = _mm256_add_epi32(
-                    products[i / 2][i % 2], _mm256_madd_epi16(lanes[i / 2][i % 2], _mm256_set1_epi16(1)));
-        }
+        if (task->narrow[tile][s])
+            multiply_narrow(a, b, length, products);
+        else
+            multiply_wide(a, b, length, products);
         add_slice(task, products, tile, s, side, sums);
+        a += length;
+        b += length * MG_CONV_PANEL;
     }
 }
 
-#define STEP_BYTES(b, quads, pitch)                                                                                   \
-    do {                                                                                                              \
-        __m256i b0 = _mm256_load_si256((const __m256i *)(b)), b1 = _mm256_load_si256((const __m256i *)(b) + 1);       \
-        _Pragma("GCC unroll 4") for (int r = 0; r < ROWS; r++) {                                                      \
-            __m256i quad = _mm256_set1_epi32(*(const int32_t *)((quads) + r * (pitch)));                              \
-            products[r][0] =                                                                                          \
-                _mm256_add_epi32(products[r][0], _mm256_madd_epi16(_mm256_maddubs_epi16(b0, quad), ones));            \
-            products[r][1] =                                                                                          \
-                _mm256_add_epi32(products[r][1], _mm256_madd_epi16(_mm256_maddubs_epi16(b1, quad), ones));            \
-        }                                                                                                             \
-    } while (0)
+/* One group of four columns; the rows of `a` are `pitch` apart. */
+MG_TARGET_AVX2 static inline void multiply_quad(const void *a, int pitch, const uint8_t *b, __m256i products[ROWS][2]) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    __m256i b0 = load(b), b1 = load(b + 32);
+#pragma GCC unroll 4
+    for (int r = 0; r < ROWS; r++) {
+        __m256i quad = repeat((const uint8_t *)a + r * pitch);
+        products[r][0] = add_products(products[r][0], b0, quad, ones);
+        products[r][1] = add_products(products[r][1], b1, quad, ones);
+    }
+}
 
 /* The same with 8-bit codes. */
 MG_TARGET_AVX2 static void multiply_bytes(const mg_conv_task *task, int tile, int side, float *sums) {
-    const __m256i ones = _mm256_set1_epi16(1);
     const uint8_t *a = task->a + tile * ROWS * MG_CONV_DEPTH, *b = task->b + side * 4;
     for (int s = 0, rest = 0; s < task->slice_count; s++) {
         __m256i products[ROWS][2];
 #pragma GCC unroll 4
         for (int r = 0; r < ROWS; r++)
             products[r][0] = products[r][1] = _mm256_setzero_si256();
-        for (const uint8_t *end = a + task->slices[s].length; a < end; a += 4, b += 128)
-            STEP_BYTES(b, a, MG_CONV_DEPTH);
+        for (const uint8_t *end = a + task->slices[s].length; a < end; a += 8, b += 256) {
+            multiply_quad(a, MG_CONV_DEPTH, b, products);
+            multiply_quad(a + 4, MG_CONV_DEPTH, b + 128, products);
+        }
         for (; rest < task->rest_ends[tile][s]; rest++)
-            STEP_BYTES(task->b + task->rest_quads[tile][rest] * 128 + side * 4, task->rest[tile][rest][0], 4);
+            multiply_quad(task->rest[tile][rest], 4, task->b + task->rest_quads[tile][rest] * 128 + side * 4, products);
         add_slice(task, products, tile, s, side, sums);
     }
 }

@@ -61,53 +61,77 @@ static int32_t greatest_of_part(const mg_pixels *p, int64_t image, int64_t part)
     return greatest(&value, 1);
 }
 
-/* x → round(x / smooth / scale); lanes from `count` on are zero. */
-MG_TARGET_AVX2 static inline __m256i quantize(const float *x, __m256 smooth, __m256 scale, __m256i mask) {
+/* x → round(x / scale), in [-127, 127]. */
+MG_TARGET_AVX2 static inline __m256i quantize(__m256 x, float scale) {
     const __m256 limit = _mm256_set1_ps(127), least = _mm256_set1_ps(-127);
-    __m256 steps = _mm256_div_ps(_mm256_div_ps(_mm256_maskload_ps(x, mask), smooth), scale);
+    __m256 steps = _mm256_div_ps(x, _mm256_set1_ps(scale));
     return _mm256_cvtps_epi32(_mm256_max_ps(_mm256_min_ps(steps, limit), least));
 }
 
 MG_TARGET_AVX2 static inline __m256i first(int64_t count) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(count < 8 ? count : 8)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)(count < 8 ? count : 8)),
+                              _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+
+/* Eight floats, those from `count` on zero. */
+MG_TARGET_AVX2 static inline __m256 load(const float *from, int64_t count) {
+    return count >= 8 ? _mm256_loadu_ps(from) : _mm256_maskload_ps(from, first(count));
+}
+
+static inline void put(int8_t *codes, int64_t bytes, int64_t count) {
+    if (count >= 8)
+        memcpy(codes, &bytes, 8);
+    else
+        memcpy(codes, &bytes, (size_t)count);
 }
 
 MG_TARGET_AVX2 static void quantize_pixel(const mg_pixels *p, const float *x, float scale, int8_t *codes) {
     for (int64_t c = 0; c < p->channels; c += 8) {
         int64_t left = p->channels - c;
-        __m256 smooth = p->smooth ? _mm256_maskload_ps(p->smooth + c, first(left)) : _mm256_set1_ps(1);
-        __m256i steps = quantize(x + c, smooth, _mm256_set1_ps(scale), first(left));
+        __m256 values = load(x + c, left);
+        if (p->smooth)
+            values = _mm256_div_ps(values, load(p->smooth + c, left));
+        __m256i steps = quantize(values, scale);
         __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(steps), _mm256_extracti128_si256(steps, 1));
-        int64_t bytes = _mm_cvtsi128_si64(_mm_packs_epi16(words, words));
-        memcpy(codes + c, &bytes, left < 8 ? (size_t)left : 8);
+        put(codes + c, _mm_cvtsi128_si64(_mm_packs_epi16(words, words)), left);
     }
 }
 
-/* Four channels of eight pixels, the bytes of a pixel together. */
+/* Up to four channels of up to eight pixels, the bytes of a pixel together. */
 MG_TARGET_AVX2 static inline __m256i quantize_four(const mg_pixels *p, const float *x, float scale, int64_t channel,
-                                                   __m256i mask) {
+                                                   int64_t channels, int64_t pixels) {
     __m256i bytes = _mm256_setzero_si256();
-    for (int i = 0; i < 4 && channel + i < p->channels; i++) {
-        __m256 smooth = _mm256_set1_ps(p->smooth ? p->smooth[channel + i] : 1);
-        __m256i steps = quantize(x + (channel + i) * p->height * p->width, smooth, _mm256_set1_ps(scale), mask);
-        steps = _mm256_and_si256(steps, _mm256_set1_epi32(255));
-        bytes = _mm256_or_si256(bytes, _mm256_sllv_epi32(steps, _mm256_set1_epi32(8 * i)));
+    for (int i = 0; i < 4 && i < channels; i++) {
+        __m256 values = load(x + (channel + i) * p->height * p->width, pixels);
+        if (p->smooth)
+            values = _mm256_div_ps(values, _mm256_set1_ps(p->smooth[channel + i]));
+        __m256i steps = _mm256_and_si256(quantize(values, scale), _mm256_set1_epi32(255));
+        bytes = _mm256_or_si256(bytes, _mm256_slli_epi32(steps, 8 * i));
     }
     return bytes;
 }
 
-/* Up to eight pixels of a row, their channels from planes. */
-MG_TARGET_AVX2 static void gather_pixels(const mg_pixels *p, const float *x, float scale, int64_t channel,
-                                         int64_t count, int8_t *codes) {
-    __m256i low = quantize_four(p, x, scale, channel, first(count));
-    __m256i high = quantize_four(p, x, scale, channel + 4, first(count));
-    int64_t bytes[8], left = p->channels - channel;
+/* Up to eight channels of up to eight pixels of a row, from planes. */
+MG_TARGET_AVX2 static inline void gather(const mg_pixels *p, const float *x, float scale, int64_t channel,
+                                         int64_t channels, int64_t pixels, int8_t *codes) {
+    __m256i low = quantize_four(p, x, scale, channel, channels, pixels);
+    __m256i high = quantize_four(p, x, scale, channel + 4, channels - 4, pixels);
+    int64_t bytes[8];
     /* Unpacking works in halves of four pixels. */
     __m256i even = _mm256_unpacklo_epi32(low, high), odd = _mm256_unpackhi_epi32(low, high);
     _mm256_storeu_si256((__m256i *)bytes, _mm256_permute2x128_si256(even, odd, 0x20));
     _mm256_storeu_si256((__m256i *)bytes + 1, _mm256_permute2x128_si256(even, odd, 0x31));
-    for (int64_t i = 0; i < count; i++)
-        memcpy(codes + i * p->channels + channel, bytes + i, left < 8 ? (size_t)left : 8);
+    for (int64_t i = 0; i < pixels; i++)
+        put(codes + i * p->channels + channel, bytes[i], channels);
+}
+
+MG_TARGET_AVX2 static void gather_pixels(const mg_pixels *p, const float *x, float scale, int64_t channel,
+                                         int64_t pixels, int8_t *codes) {
+    int64_t channels = p->channels - channel;
+    if (pixels >= 8 && channels >= 8)
+        gather(p, x, scale, channel, 8, 8, codes);
+    else
+        gather(p, x, scale, channel, channels < 8 ? channels : 8, pixels < 8 ? pixels : 8, codes);
 }
 
 static void quantize_row(const mg_pixels *p, int64_t image, int64_t row) {
@@ -127,7 +151,7 @@ static void quantize_row(const mg_pixels *p, int64_t image, int64_t row) {
     for (int64_t line = 0; line < p->width; line += 16)
         for (int64_t channel = 0; channel < c; channel += 8)
             for (int64_t i = line; i < line + 16 && i < p->width; i += 8)
-                gather_pixels(p, x + i, scale, channel, p->width - i < 8 ? p->width - i : 8, codes + i * c);
+                gather_pixels(p, x + i, scale, channel, p->width - i, codes + i * c);
 }
 
 static float scale_of(int32_t bits) {
@@ -177,10 +201,16 @@ MG_TARGET_AVX2 static void transpose(__m256 v[8]) {
     }
 }
 
-/* Up to 8 pixels × 8 output channels; `pitch` is the distance of two channels (of two pixels if channels are last). */
+MG_TARGET_AVX2 static inline void put_floats(float *y, __m256 values, int64_t count) {
+    if (count >= 8)
+        _mm256_storeu_ps(y, values);
+    else
+        _mm256_maskstore_ps(y, first(count), values);
+}
+
+/* Up to 8 pixels × 8 output channels; `pitch` is the distance of two channels, or of two pixels if channels are last. */
 MG_TARGET_AVX2 static void store_block(const mg_conv_task *task, const mg_conv *conv, const float *sums, float scale,
-                                       int64_t pixels, int64_t column, int64_t columns, float *y, int64_t pitch) {
-    __m256 bias = conv->bias ? _mm256_maskload_ps(conv->bias + column, first(columns)) : _mm256_setzero_ps();
+                                       int64_t pixels, __m256 bias, int64_t columns, float *y, int64_t pitch) {
     __m256 v[8];
     for (int64_t i = 0; i < 8; i++) {
         __m256 row = i < pixels ? _mm256_loadu_ps(sums + i * task->stride) : _mm256_setzero_ps();
@@ -188,22 +218,37 @@ MG_TARGET_AVX2 static void store_block(const mg_conv_task *task, const mg_conv *
     }
     if (!conv->channels_last)
         transpose(v);
-    int64_t lines = conv->channels_last ? pixels : columns;
-    __m256i mask = first(conv->channels_last ? columns : pixels);
-    for (int64_t i = 0; i < 8 && i < lines; i++)
-        _mm256_maskstore_ps(y + i * pitch, mask, v[i]);
+    int64_t lines = conv->channels_last ? pixels : columns, length = conv->channels_last ? columns : pixels;
+    if (lines >= 8 && length >= 8)
+        for (int64_t i = 0; i < 8; i++)
+            _mm256_storeu_ps(y + i * pitch, v[i]);
+    else
+        for (int64_t i = 0; i < 8 && i < lines; i++)
+            put_floats(y + i * pitch, v[i], length);
+}
+
+/* Neighbouring pixels of one image. */
+MG_TARGET_AVX2 static void store_pixels(const mg_conv_task *task, const mg_conv *conv, const float *sums, int64_t image,
+                                        int64_t pixel, int64_t pixels, int64_t first_column, int64_t columns) {
+    int64_t area = conv->height * conv->width, last = conv->channels_last;
+    float *y = conv->y + image * conv->out * area + (last ? pixel * conv->out + first_column : first_column * area + pixel);
+    for (int64_t column = 0; column < columns; column += 8) {
+        int64_t left = columns - column;
+        __m256 bias = conv->bias ? load(conv->bias + first_column + column, left) : _mm256_setzero_ps();
+        /* Sixteen pixels are a cache line of a plane. */
+        for (int64_t i = 0; i < pixels; i += 8)
+            store_block(task, conv, sums + i * task->stride + column, conv->x_scales[image], pixels - i, bias, left,
+                        y + (last ? i * conv->out + column : column * area + i), last ? conv->out : area);
+    }
 }
 
 void mg_conv_store(const mg_conv_task *task, const mg_conv *conv, int64_t first_row, int64_t rows,
                    int64_t first_column, int64_t columns) {
-    int64_t area = conv->height * conv->width, last = conv->channels_last;
-    for (int64_t column = 0; column < columns; column += 8)
-        for (int64_t row = 0, count; row < rows; row += count) {
-            int64_t image = (first_row + row) / area, pixel = (first_row + row) % area, out = first_column + column;
-            count = rows - row < 8 ? rows - row : 8;
-            count = count < area - pixel ? count : area - pixel;
-            float *y = conv->y + image * conv->out * area + (last ? pixel * conv->out + out : out * area + pixel);
-            store_block(task, conv, task->sums + row * task->stride + column, conv->x_scales[image], count, out,
-                        columns - column, y, last ? conv->out : area);
-        }
+    int64_t area = conv->height * conv->width;
+    for (int64_t row = 0, count; row < rows; row += count) {
+        int64_t pixel = (first_row + row) % area, image = (first_row + row) / area;
+        count = rows - row < 16 ? rows - row : 16;
+        count = count < area - pixel ? count : area - pixel;
+        store_pixels(task, conv, task->sums + row * task->stride, image, pixel, count, first_column, columns);
+    }
 }

@@ -136,8 +136,8 @@ static void prepare(const work *work, const scratch *own, size_t first, size_t c
     const float *x = call->smooth ? own->smoothed : call->x + first * call->depth;
     for (size_t rank = 0; rank < (size_t)call->rank; rank += BRANCH) {
         size_t ranks = least(BRANCH, call->rank - rank);
-        work->isa->combine(x, call->depth, call->down + rank * call->depth, call->depth, ranks, NULL, NULL, count,
-                           work->branch + first * call->rank + rank, call->rank);
+        work->isa->combine(x, call->depth, call->down + rank * call->depth, call->depth, ranks, NULL, NULL, NULL,
+                           count, work->branch + first * call->rank + rank, call->rank);
     }
 }
 
@@ -145,13 +145,25 @@ static void prepare(const work *work, const scratch *own, size_t first, size_t c
 static void finish(const work *work, const scratch *own, size_t panel, size_t first, size_t count) {
     const mg_linear_call *call = work->call;
     size_t column = panel * PANEL, columns = least(PANEL, call->columns - column);
-    float bias[PANEL] = {0};
-    if (call->bias)
-        memcpy(bias, call->bias + column, columns * sizeof(float));
+    float padded[PANEL] = {0}, *y = call->y + first * call->columns + column;
+    const float *bias = call->bias ? call->bias + column : NULL;
+    int whole = columns == PANEL;
+    if (bias && !whole)
+        bias = memcpy(padded, bias, columns * sizeof(float));
     work->isa->combine(work->branch + first * call->rank, call->rank, call->up + panel * call->rank * PANEL, call->rank,
-                       PANEL, work->scales + first, bias, count, own->tile, PANEL);
-    for (size_t r = 0; r < count; r++)
-        memcpy(call->y + (first + r) * call->columns + column, own->tile + r * PANEL, columns * sizeof(float));
+                       PANEL, work->scales + first, own->tile, bias, count, whole ? y : own->tile,
+                       whole ? (size_t)call->columns : PANEL);
+    for (size_t r = 0; r < count && !whole; r++)
+        memcpy(y + r * call->columns, own->tile + r * PANEL, columns * sizeof(float));
+}
+
+/* Asks for the lines of y that a tile will be written to, while it is computed. */
+static void prefetch(const work *work, size_t panel, size_t first, size_t count) {
+    for (size_t r = 0; r < count; r++) {
+        const float *y = work->call->y + (first + r) * work->call->columns + panel * PANEL;
+        __builtin_prefetch(y, 1);
+        __builtin_prefetch(y + 16, 1);
+    }
 }
 
 static void multiply_block(const work *work, const scratch *own, size_t panel, size_t first, size_t end) {
@@ -159,6 +171,7 @@ static void multiply_block(const work *work, const scratch *own, size_t panel, s
     for (size_t row = first; row < end; row += work->layout->tile) {
         size_t count = least(work->layout->tile, end - row);
         mg_rows rows = {work->codes + row * work->stride, work->stride, work->sums + row * work->weight.blocks};
+        prefetch(work, panel, row, count);
         work->layout->multiply(&work->weight, &own->panel, rows, count, own->tile);
         finish(work, own, panel, row, count);
     }
@@ -242,14 +255,16 @@ MG_EXPORT int mg_linear(const mg_linear_call *call) {
     work.stride = ((work.padded * work.layout->bytes + 63) / 64 | 1) * 64;
     scratch own;
     size_t shared = share_out(&work, NULL), each = take_scratch(&work, NULL, &own);
-    uint8_t *memory = aligned_alloc(64, shared + call->threads * each);
+    /* Not aligned_alloc: glibc would map and unmap fresh pages in each call. */
+    void *memory = malloc(shared + call->threads * each + 64);
     if (!memory)
         return -1;
-    share_out(&work, memory);
+    uint8_t *aligned = (uint8_t *)memory + (-(uintptr_t)memory & 63);
+    share_out(&work, aligned);
     work.inverse = inverses(call, work.inverse);
 #pragma omp parallel num_threads((int)call->threads) if (call->threads > 1) private(own)
     {
-        take_scratch(&work, memory + shared + omp_get_thread_num() * each, &own);
+        take_scratch(&work, aligned + shared + omp_get_thread_num() * each, &own);
         run(&work, &own);
     }
     free(memory);

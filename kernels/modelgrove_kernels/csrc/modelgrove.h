@@ -64,9 +64,10 @@ typedef struct {
     uint32_t (*smooth)(const float *x, const float *smooth, const float *inverse, size_t count, float *out);
     /* round(x / scale) for |x| ≤ 127 · scale, scale of moderate size. */
     void (*quantize)(const float *x, float scale, size_t count, int8_t *codes);
-    /* out[r][0:columns] = factor[r] · out[r] + a[r] · b + bias, with b (depth, columns) and columns 16 or 32. */
+    /* out[r][0:columns] = factor[r] · sums[r][0:columns] + a[r] · b + bias, with b (depth, columns), columns 16 or 32
+     * and sums a tile's; without sums if `factor` is NULL. */
     void (*combine)(const float *a, size_t stride, const float *b, size_t depth, size_t columns, const float *factor,
-                    const float *bias, size_t count, float *out, size_t out_stride);
+                    const float *sums, const float *bias, size_t count, float *out, size_t out_stride);
 } mg_isa;
 
 extern const mg_isa mg_isa_avx2, mg_isa_avx512vnni;

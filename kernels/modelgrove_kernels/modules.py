@@ -1,0 +1,147 @@
+"""Layers that compute on quantized weights, in the place of `nn.Linear` and `nn.Conv2d`.
+
+Activations are rounded to 8 bits as they come, whatever the file was made for: on CPUs fewer bits are no faster.
+Weights are reordered once, when the layer is made, and kept in no other form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from modelgrove_kernels import native
+from modelgrove_kernels.conv import conv2d
+from modelgrove_kernels.conv_panels import Geometry, Panels, to_panels
+from modelgrove_kernels.layouts import Layout, Parts, transform_inputs
+from modelgrove_kernels.matmul import linear_lut4a8, linear_w4a8, prepack, prepack_branch
+from modelgrove_kernels.packing import Packed
+from modelgrove_kernels.reference import LookUp
+
+_LEVELS = 127
+_TRANSFORM = ("smooth", "permutation", "rotation")
+
+
+def has_linear(layout: Layout) -> bool:
+    """Whether `QuantLinear` computes with this layout: 4-bit codes, or 8 bits with one scale a row."""
+    whole = layout.name == "int8" and layout.group >= layout.columns
+    return whole or layout.name == "int4" or (layout.name == "lut" and layout.bits == 4 and layout.vector == 1)
+
+
+def has_conv(layer: nn.Conv2d, layout: Layout) -> bool:
+    """Whether `QuantConv2d` computes this convolution: one group of channels, padded with zeros, inputs not rotated."""
+    plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+    fits = layout.group >= layout.columns or layout.group % 8 == 0
+    return plain and fits and layout.name in ("int8", "int4") and layout.rotation is None
+
+
+class QuantLinear(nn.Module):
+    """y = round(x') · Mᵀ + x' · downᵀ · upᵀ + b, for a packed matrix M (rows, columns) of `layout`.
+
+    A table of 16 levels is itself rounded to 8 bits, which moves a weight by at most 1/254 of its row's largest level.
+
+    Raises:
+        ValueError: there are no kernels for the layout; ask `has_linear` first.
+    """
+
+    def __init__(self, layout: Layout, parts: Parts, bias: Tensor | None = None) -> None:
+        super().__init__()
+        if not has_linear(layout):
+            raise ValueError(f"no kernel computes with layout {layout.name} of {layout.bits} bits")
+        self.layout, self.rows = layout, len(parts["scales"])
+        # Kernels divide by `smooth` themselves; where inputs are turned as well, all is done before.
+        turned = layout.rotation is not None or layout.name == "int8"
+        self.transform = {name: parts[name] for name in _TRANSFORM if name in parts} if turned else {}
+        self.smooth = None if turned or "smooth" not in parts else parts["smooth"].float()
+        self.bias = None if bias is None else bias.detach().float()
+        self.factors = (parts["down"].float(), parts["up"].float()) if "up" in parts else None
+        if layout.name == "int8":
+            self.whole = _prepack_whole(parts["codes"][:, : layout.columns], parts["scales"], self.bias)
+            return
+        self.weight = prepack(_four_bits(layout, parts))
+        self.branch = prepack_branch(*self.factors) if self.factors else None
+        self.factors = None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Float32 (…, columns) → (…, rows)."""
+        inner = (
+            transform_inputs(inputs, self.layout, self.transform) if self.transform or self.layout.rotation else inputs
+        )
+        if self.layout.name == "int8":
+            return self._whole(inner)
+        compute = linear_lut4a8 if self.layout.name == "lut" else linear_w4a8
+        outputs: Tensor = compute(inner, self.weight, self.rows, self.layout.group, self.smooth, self.branch, self.bias)
+        return outputs
+
+    def _whole(self, inner: Tensor) -> Tensor:
+        outputs: Tensor = torch.ops.quantized.linear_dynamic(inner.contiguous(), self.whole, reduce_range=_narrow())
+        if self.factors:
+            outputs = outputs + functional.linear(functional.linear(inner, self.factors[0]), self.factors[1])
+        return outputs
+
+
+class QuantConv2d(nn.Module):
+    """A convolution of rounded pictures with a packed kernel; see `conv.conv2d_w8a8` for what it computes.
+
+    Raises:
+        ValueError: there are no kernels for it; ask `has_conv` first.
+    """
+
+    def __init__(self, layer: nn.Conv2d, layout: Layout, parts: Parts) -> None:
+        super().__init__()
+        if not has_conv(layer, layout) or isinstance(layer.padding, str):
+            raise ValueError(f"no kernel computes this convolution with layout {layout.name}")
+        self.geometry = Geometry(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+        self.weight: Panels = to_panels(_packed(layout, parts))
+        self.bias = None if layer.bias is None else layer.bias.detach().float()
+        self.smooth, self.down, self.up = (
+            parts[name].float() if name in parts else None for name in ("smooth", "down", "up")
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Float32 (n, C, h, w) → (n, rows, h', w')."""
+        return conv2d(inputs, self.weight, self.geometry, self.bias, self.smooth, self.down, self.up)
+
+
+def _packed(layout: Layout, parts: Parts) -> Packed:
+    return Packed(parts["codes"], parts["scales"], parts.get("zeros"), layout.columns, layout.bits, layout.group)
+
+
+def _four_bits(layout: Layout, parts: Parts) -> Packed | LookUp:
+    if layout.name == "int4":
+        return _packed(layout, parts)
+    table = parts["table"].float().squeeze(-1)
+    largest = table.abs().amax(1, keepdim=True)
+    step = torch.where(largest == 0, 1.0, largest / _LEVELS)
+    levels = (table / step).round().to(torch.int8)
+    return LookUp(parts["codes"], levels, parts["scales"].float() * step, layout.columns, layout.group)
+
+
+def _narrow() -> bool:
+    """Whether activations lose a bit: without VNNI, sums of two products of 8 bits would saturate."""
+    return native.isa() != "avx512vnni"
+
+
+def _prepack_whole(codes: Tensor, scales: Tensor, bias: Tensor | None) -> torch.ScriptObject:
+    """Weights of 8 bits as torch's own kernels read them: oneDNN's with VNNI, else FBGEMM's; neither saturates."""
+    rows = len(codes)
+    weight = torch._make_per_channel_quantized_tensor(
+        codes.contiguous(), scales.double().flatten(), torch.zeros(rows, dtype=torch.long), 0
+    )
+    with _engine("fbgemm" if _narrow() else "onednn"):
+        packed: torch.ScriptObject = torch.ops.quantized.linear_prepack(weight, bias)
+    return packed
+
+
+@contextmanager
+def _engine(name: str) -> Iterator[None]:
+    """torch packs for one global engine; what is packed remembers it."""
+    before = torch.backends.quantized.engine
+    torch.backends.quantized.engine = name
+    try:
+        yield
+    finally:
+        torch.backends.quantized.engine = before

@@ -1,7 +1,8 @@
 """What every compressor does around its method: stream a model's tensors through it, keep all else.
 
 Weight files keep their paths, and all other files come along, so that the output is a whole
-model. No more than a few of the largest tensors are in memory.
+model. No more than a few of the largest tensors are in memory, and the packed denoiser where it is
+compared with the original.
 """
 
 from __future__ import annotations

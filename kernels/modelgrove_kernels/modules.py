@@ -16,7 +16,7 @@ from torch.nn import functional
 from modelgrove_kernels import native
 from modelgrove_kernels.conv import conv2d
 from modelgrove_kernels.conv_panels import Geometry, Panels, to_panels
-from modelgrove_kernels.layouts import Layout, Parts, transform_inputs
+from modelgrove_kernels.layouts import Layout, Parts, transform, transform_inputs
 from modelgrove_kernels.matmul import linear_lut4a8, linear_w4a8, prepack, prepack_branch
 from modelgrove_kernels.packing import Packed
 from modelgrove_kernels.reference import LookUp
@@ -51,19 +51,30 @@ class QuantLinear(nn.Module):
         super().__init__()
         if not has_linear(layout):
             raise ValueError(f"no kernel computes with layout {layout.name} of {layout.bits} bits")
-        self.layout, self.rows = layout, len(parts["scales"])
+        self.layout, self.rows, self.columns = layout, len(parts["scales"]), layout.columns
         # Kernels divide by `smooth` themselves; where inputs are turned as well, all is done before.
         turned = layout.rotation is not None or layout.name == "int8"
         self.transform = {name: parts[name] for name in _TRANSFORM if name in parts} if turned else {}
         self.smooth = None if turned or "smooth" not in parts else parts["smooth"].float()
+        self.turn = {name: parts[name].float() for name in _TRANSFORM if name in parts}
         self.bias = None if bias is None else bias.detach().float()
-        self.factors = (parts["down"].float(), parts["up"].float()) if "up" in parts else None
+        self.down, self.up = torch.zeros(0, layout.columns), torch.zeros(self.rows, 0)
+        self.branch: Tensor | None = None
         if layout.name == "int8":
             self.whole = _prepack_whole(parts["codes"][:, : layout.columns], parts["scales"], self.bias)
-            return
-        self.weight = prepack(_four_bits(layout, parts))
-        self.branch = prepack_branch(*self.factors) if self.factors else None
-        self.factors = None
+        else:
+            self.weight = prepack(_four_bits(layout, parts))
+        if "up" in parts:
+            self._widen(parts["down"].float(), parts["up"].float())
+
+    def add_branch(self, down: Tensor, up: Tensor) -> None:
+        """Add up · down, (rows, r) and (r, columns), as an adapter adds it: beside the codes, which stay."""
+        self._widen(transform(down.float(), self.layout, self.turn), up.float())
+
+    def _widen(self, down: Tensor, up: Tensor) -> None:
+        self.down, self.up = torch.cat([self.down, down]), torch.cat([self.up, up], 1)
+        if self.layout.name != "int8":
+            self.branch = prepack_branch(self.down, self.up)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Float32 (…, columns) → (…, rows)."""
@@ -78,8 +89,8 @@ class QuantLinear(nn.Module):
 
     def _whole(self, inner: Tensor) -> Tensor:
         outputs: Tensor = torch.ops.quantized.linear_dynamic(inner.contiguous(), self.whole, reduce_range=_narrow())
-        if self.factors:
-            outputs = outputs + functional.linear(functional.linear(inner, self.factors[0]), self.factors[1])
+        if len(self.down):
+            outputs = outputs + functional.linear(functional.linear(inner, self.down), self.up)
         return outputs
 
 
@@ -94,12 +105,22 @@ class QuantConv2d(nn.Module):
         super().__init__()
         if not has_conv(layer, layout) or isinstance(layer.padding, str):
             raise ValueError(f"no kernel computes this convolution with layout {layout.name}")
+        self.rows, self.columns = len(parts["scales"]), layout.columns
         self.geometry = Geometry(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
         self.weight: Panels = to_panels(_packed(layout, parts))
         self.bias = None if layer.bias is None else layer.bias.detach().float()
         self.smooth, self.down, self.up = (
             parts[name].float() if name in parts else None for name in ("smooth", "down", "up")
         )
+
+    def add_branch(self, down: Tensor, up: Tensor) -> None:
+        """Add up · down, (rows, r) and (r, C·kh·kw) in the order of torch's weights, as an adapter adds it."""
+        down = down.float().view(len(down), -1, *self.geometry.kernel)
+        if self.smooth is not None:
+            down = down * self.smooth.view(-1, 1, 1)
+        columns = down.permute(0, 2, 3, 1).flatten(1)
+        self.down = columns if self.down is None else torch.cat([self.down, columns])
+        self.up = up.float() if self.up is None else torch.cat([self.up, up.float()], 1)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Float32 (n, C, h, w) → (n, rows, h', w')."""

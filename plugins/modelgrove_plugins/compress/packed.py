@@ -76,11 +76,15 @@ def pack(tensor: Tensor, bits: int, group: int | None) -> Stored:
     """
     from modelgrove_kernels.packing import quantize
 
-    packed = quantize(matrix_of(tensor), bits, group)
+    return pack_as(tensor, quantize(matrix_of(tensor), bits, group))
+
+
+def pack_as(tensor: Tensor, packed: Packed, remarks: Mapping[str, Any] | None = None) -> Stored:
+    """The packed form of `tensor` in layout `int8` or `int4`, however its matrix was rounded."""
     error = math.sqrt(packed.noise / packed.signal) if packed.signal else 0.0
-    parts = packed_parts(packed)
-    entry = _entry(tensor, parts, error, layout="int8" if bits == 8 else "int4", bits=bits, group=packed.group)
-    return Stored(entry, parts)
+    parts, layout = packed_parts(packed), "int8" if packed.bits == 8 else "int4"
+    entry = _entry(tensor, parts, error, layout=layout, bits=packed.bits, group=packed.group)
+    return Stored(entry, parts, remarks or {})
 
 
 def packed_parts(packed: Packed) -> dict[str, Tensor]:

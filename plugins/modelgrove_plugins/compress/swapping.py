@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,19 +57,36 @@ def quantized_copy(
     Raises:
         UsageError: the network has no such tensor, or it has another shape.
     """
-    copy, clock = deepcopy(network), Clock()
-    for name, tensor in tensors.items():
+    copy = deepcopy(network)
+    swap_layers(copy, tensors.items(), timesteps, make)
+    return copy
+
+
+def swap_layers(
+    network: nn.Module,
+    tensors: Iterable[tuple[str, Stored | Tensor]],
+    timesteps: Sequence[int] = (),
+    make: Make = emulated,
+) -> int:
+    """What `quantized_copy` does, in the network itself; returns how many layers were replaced.
+
+    Raises:
+        UsageError: the network has no such tensor, or it has another shape.
+    """
+    clock, swapped = Clock(), 0
+    for name, tensor in tensors:
         path, _, leaf = name.rpartition(".")
-        owner = _owner(copy, path, leaf, name, _shape(tensor))
+        owner = _owner(network, path, leaf, name, _shape(tensor))
         layer = make(owner, tensor, clock) if isinstance(tensor, Stored) and leaf == "weight" else None
         if layer is not None:
-            _replace(copy, path, layer)
+            _replace(network, path, layer)
+            swapped += 1
             continue
         values = unpack(tensor, name) if isinstance(tensor, Stored) else tensor
         getattr(owner, leaf).data = values.float() if values.is_floating_point() else values
     if timesteps:
-        copy.register_forward_pre_hook(_teller(clock, timesteps), with_kwargs=True)
-    return copy
+        network.register_forward_pre_hook(_teller(clock, timesteps), with_kwargs=True)
+    return swapped
 
 
 def _shape(tensor: Stored | Tensor) -> tuple[int, ...]:

@@ -37,6 +37,9 @@ class PreviewParams(Params):
     images: int = Field(1, ge=1, le=64, description="Pictures for each prompt.")
     lora_weights: tuple[float, ...] = Field((), description="Weight of each adapter, in order; 1 when not given.")
     sampler: Literal["dpm++2m", "ddim"] = Field("dpm++2m", description="DPM-Solver++(2M) or DDIM, trailing steps.")
+    quant: Literal["none", "packed", "w8a8", "w4a8"] = Field(
+        "none", description="Compute on 8-bit activations and weights that are packed, or rounded now to 8 or 4 bits."
+    )
     side: int = Field(0, ge=0, le=4096, description="Height and width in pixels; 0 is the model's own.")
     scale: int = Field(0, ge=0, le=32, description="Each pixel becomes scale × scale; 0 enlarges small pictures.")
 
@@ -48,7 +51,7 @@ class DiffusersPreviewer:
     kind: ClassVar[Kind] = Kind.PREVIEWER
     api: ClassVar[int] = API
     summary: ClassVar[str] = (
-        "A PNG grid of pictures by a diffusers model with adapters fused in; full precision, seeded."
+        "A PNG grid of pictures by a diffusers model with adapters, seeded; in full precision or on quantized kernels."
     )
     paper: ClassVar[str] = "Lu et al., DPM-Solver++ (arXiv 2211.01095); Ho & Salimans, guidance (arXiv 2207.12598)"
     Params: ClassVar[type[Params]] = PreviewParams
@@ -62,6 +65,7 @@ class DiffusersPreviewer:
         weights = _weights(context.inputs[1:], params)
         context.progress(0.0, "loading")
         painter = open_painter(context.inputs[0], context.temp / "pipeline")
+        quantized = _quantize(painter, context.inputs[0], params.quant)
         coverage = [_fuse(painter, model, weight) for model, weight in zip(context.inputs[1:], weights, strict=True)]
         for line in coverage:
             context.log(
@@ -72,7 +76,8 @@ class DiffusersPreviewer:
         rows = [pictures[i : i + params.images] for i in range(0, len(pictures), params.images)]
         save(arrange([[enlarge(p, params.scale) for p in row] for row in rows]), context.path(PICTURE), recipe)
         context.progress(1.0, "painted")
-        return Result(report={"adapters": coverage, "recipe": recipe}, artefacts=(PICTURE,))
+        report = {"adapters": coverage, "recipe": recipe, **({"quantized": quantized} if quantized else {})}
+        return Result(report=report, artefacts=(PICTURE,))
 
 
 def _weights(adapters: Sequence[InputModel], params: PreviewParams) -> list[float]:
@@ -98,6 +103,12 @@ def open_painter(model: InputModel, folder: Path) -> Painter:
     from modelgrove_plugins.preview.standard import StandardPainter
 
     return StandardPainter.load(folder, index)
+
+
+def _quantize(painter: Painter, model: InputModel, quant: str) -> dict[str, Any]:
+    from modelgrove_plugins.preview.quantized import quantize_painter
+
+    return {} if quant == "none" else quantize_painter(painter, model, quant)
 
 
 def _fuse(painter: Painter, model: InputModel, weight: float) -> dict[str, Any]:

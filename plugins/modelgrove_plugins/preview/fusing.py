@@ -9,16 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from modelgrove_hub.errors import DataError, UsageError
+from modelgrove_kernels.modules import QuantConv2d, QuantLinear
 
 if TYPE_CHECKING:
     from modelgrove_hub.formats.adapters import Adapter, Factors
 
-_LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_QUANTIZED = (QuantLinear, QuantConv2d)
 _SHOWN = 5
 
 
 def fuse(networks: Mapping[str, nn.Module], adapter: Adapter, name: str, weight: float) -> dict[str, Any]:
     """Add the adapter's products to the layers they belong to; returns how much of it fitted.
+
+    To a quantized layer they are added as a branch of their rank: its codes stay as they are.
 
     Names are compared with "_" for ".", as kohya's files flatten them; an adapter that does not
     say which component it is for may belong to any.
@@ -53,7 +57,7 @@ def _layers(networks: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]
     """Flattened name → layer, alone and with its component in front."""
     for component, network in networks.items():
         for path, module in network.named_modules():
-            if isinstance(module, _LAYERS):
+            if isinstance(module, (*_PLAIN, *_QUANTIZED)):
                 # LoRA files have CLIP's layers under "text_model", where transformers 5 has them no more.
                 inner = component.startswith("text_encoder") and not path.startswith("text_model.")
                 name = f"text_model.{path}" if inner else path
@@ -67,8 +71,18 @@ def _flat(name: str) -> str:
 
 @torch.no_grad()
 def _add(layer: nn.Module, factors: Factors, place: str, weight: float) -> None:
+    if isinstance(layer, _QUANTIZED):
+        _add_branch(layer, factors, place, weight)
+        return
     values: Tensor = layer.get_parameter("weight")
     product = factors.up @ factors.down
     if product.shape[0] != values.shape[0] or product.numel() != values.numel():
         raise DataError(f"{place}: its product is {tuple(product.shape)}, the layer's weight {tuple(values.shape)}")
     values += weight * product.reshape(values.shape).to(values.dtype)
+
+
+def _add_branch(layer: QuantLinear | QuantConv2d, factors: Factors, place: str, weight: float) -> None:
+    if factors.up.shape[0] != layer.rows or factors.down[0].numel() != layer.columns:
+        shape = (factors.up.shape[0], factors.down[0].numel())
+        raise DataError(f"{place}: its product is {shape}, the layer's weight {(layer.rows, layer.columns)}")
+    layer.add_branch(factors.down.flatten(1), weight * factors.up.flatten(1))

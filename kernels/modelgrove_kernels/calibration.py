@@ -1,0 +1,84 @@
+"""What layers are given while a network runs: the Gram matrix of each layer's inputs, and their largest values.
+
+Columns are in packed order: of a linear layer its inputs, of a convolution kernel position by kernel position, the
+input channel innermost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LARGEST = 12_288
+"""Columns of the largest Gram matrix that is kept: 600 MB in float32."""
+_ROWS = 4096
+
+
+@dataclass
+class LayerInputs:
+    """Inputs x of a layer, seen so far: `gram` (K, K) = Σ x xᵀ, `absmax` (K,), float32, over `count` of them."""
+
+    gram: Tensor
+    absmax: Tensor
+    count: int = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Take (n, K) more."""
+        for part in torch.split(rows.float(), _ROWS):
+            self.gram.addmm_(part.T, part)
+            torch.maximum(self.absmax, part.abs().amax(0), out=self.absmax)
+            self.count += len(part)
+
+
+def columns_of(layer: nn.Module) -> int | None:
+    """K of a layer whose inputs can be captured; None for others: grouped convolutions, borders that are no zeros."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    plain = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.padding_mode == "zeros"
+    if plain and isinstance(layer, nn.Conv2d) and not isinstance(layer.padding, str):
+        return layer.weight[0].numel()
+    return None
+
+
+def rows_of(layer: nn.Module, inputs: Tensor) -> Tensor:
+    """What a layer multiplies its matrix with, (n, K)."""
+    if not isinstance(layer, nn.Conv2d):
+        return inputs.flatten(0, -2)
+    taps = layer.kernel_size[0] * layer.kernel_size[1]
+    cut = functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+    return cut.view(len(inputs), -1, taps, cut.shape[-1]).permute(0, 3, 2, 1).reshape(-1, layer.weight[0].numel())
+
+
+@contextmanager
+def captured(network: nn.Module, layers: Collection[str]) -> Iterator[dict[str, LayerInputs]]:
+    """The inputs of those `layers` (module paths) that can be captured, while the context lasts."""
+    found: dict[str, LayerInputs] = {}
+    handles = []
+    for path in layers:
+        layer = network.get_submodule(path)
+        width = columns_of(layer)
+        if width is None or width > LARGEST:
+            continue
+        found[path] = LayerInputs(torch.zeros(width, width), torch.zeros(width))
+
+        def take(module: nn.Module, inputs: tuple[Any, ...], seen: LayerInputs = found[path]) -> None:
+            seen.add(rows_of(module, inputs[0].detach()))
+
+        handles.append(layer.register_forward_pre_hook(take))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def output_error(difference: Tensor, weight: Tensor, gram: Tensor) -> float:
+    """‖ΔW X‖² / ‖W X‖² from the Gram matrix of X; ΔW and W are (rows, K)."""
+    noise, signal = (float(((matrix @ gram) * matrix).sum(dtype=torch.float64)) for matrix in (difference, weight))
+    return max(noise, 0.0) / signal if signal > 0 else 0.0

@@ -1,0 +1,84 @@
+"""GPTQ (Frantar et al., arXiv 2210.17323): rounding in which later columns make up for what earlier ones lost.
+
+The layers' inputs are measured while the model itself paints; no data set is needed. Files are those of `rtn`, so
+everything that reads or runs these runs GPTQ's. The arithmetic is in kernels/gptq.py.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from modelgrove_hub.contracts import API, Context, Kind, LazyTensor, Params, Result
+from modelgrove_plugins.compress.calibrating import CalibratedParams, calibrate
+from modelgrove_plugins.compress.packed import Stored, matrix_of, pack, pack_as, predict_rounded
+from modelgrove_plugins.compress.streaming import compress
+
+if TYPE_CHECKING:
+    from modelgrove_hub.formats.quantized import PackedTensor
+    from modelgrove_kernels.calibration import LayerInputs
+
+
+class GptqParams(CalibratedParams):
+    """How coarsely weights are rounded."""
+
+    bits: Literal[8, 4] = Field(4, description="Bits of a weight: 8 or 4.")
+    group_size: Literal[32, 64, 128] = Field(64, description="Inputs that share a scale at 4 bits: 32, 64 or 128.")
+
+    @property
+    def group(self) -> int | None:
+        """The group width, or None for one scale a row."""
+        return None if self.bits == 8 else self.group_size
+
+
+class Gptq:
+    """Round the weights of a denoiser so that its layers' outputs, not its weights, change least."""
+
+    name: ClassVar[str] = "gptq"
+    kind: ClassVar[Kind] = Kind.COMPRESSOR
+    api: ClassVar[int] = API
+    summary: ClassVar[str] = "GPTQ, int4 or int8: calibrated on the model's own pictures, in the files of rtn."
+    paper: ClassVar[str] = "Frantar et al., GPTQ (arXiv 2210.17323)"
+    Params: ClassVar[type[Params]] = GptqParams
+
+    def choose(self, tensor: LazyTensor, params: GptqParams) -> PackedTensor | None:
+        """What `run` will make of a tensor."""
+        return predict_rounded(tensor, params.bits, params.group) if params.takes(tensor) else None
+
+    def run(self, context: Context, params: GptqParams) -> Result:
+        """Paint, then round; each layer's report has the output error on the calibration set, and that of rtn.
+
+        Layers whose inputs were not seen (a text encoder's, say) are rounded to nearest.
+
+        Raises:
+            UsageError: the model cannot paint, has nothing to quantize, or is an adapter or quantized already.
+            DataError: a weight is NaN or infinite; the message names it.
+        """
+        seen = calibrate(context, context.inputs[0], params)
+
+        def quantize(tensor: LazyTensor) -> Stored | None:
+            if not params.takes(tensor):
+                return None
+            inputs = seen.pop(tensor.name, None)  # a Gram matrix may be larger than its layer
+            return _rounded(tensor, inputs, params)
+
+        tag = f"int{params.bits}"
+        return compress(context, self.name, params.recorded(), quantize, tag, fidelity=params.fidelity)
+
+
+def _rounded(tensor: LazyTensor, inputs: LayerInputs | None, params: GptqParams) -> Stored:
+    from modelgrove_kernels.calibration import output_error
+    from modelgrove_kernels.gptq import gptq
+    from modelgrove_kernels.packing import dequantize, quantize
+
+    values = tensor.read()
+    if inputs is None:
+        return pack(values, params.bits, params.group)
+    matrix = matrix_of(values).float()
+    packed, nearest = gptq(matrix, inputs.gram, params.bits, params.group), quantize(matrix, params.bits, params.group)
+    errors: dict[str, Any] = {
+        name: float(f"{output_error(dequantize(one) - matrix, matrix, inputs.gram):.3e}")
+        for name, one in (("output_error", packed), ("output_error_rtn", nearest))
+    }
+    return pack_as(values, packed, errors)

@@ -52,11 +52,10 @@ class QuantLinear(nn.Module):
         if not has_linear(layout):
             raise ValueError(f"no kernel computes with layout {layout.name} of {layout.bits} bits")
         self.layout, self.rows, self.columns = layout, len(parts["scales"]), layout.columns
-        # Kernels divide by `smooth` themselves; where inputs are turned as well, all is done before.
-        turned = layout.rotation is not None or layout.name == "int8"
-        self.transform = {name: parts[name] for name in _TRANSFORM if name in parts} if turned else {}
-        self.smooth = None if turned or "smooth" not in parts else parts["smooth"].float()
-        self.turn = {name: parts[name].float() for name in _TRANSFORM if name in parts}
+        self.transform = {name: parts[name].float() for name in _TRANSFORM if name in parts}
+        # The 4-bit kernels divide by `smooth` themselves; where inputs are rotated as well, all is done before.
+        self.ahead = layout.rotation is not None or layout.name == "int8"
+        self.smooth = None if self.ahead else self.transform.get("smooth")
         self.bias = None if bias is None else bias.detach().float()
         self.down, self.up = torch.zeros(0, layout.columns), torch.zeros(self.rows, 0)
         self.branch: Tensor | None = None
@@ -69,7 +68,7 @@ class QuantLinear(nn.Module):
 
     def add_branch(self, down: Tensor, up: Tensor) -> None:
         """Add up · down, (rows, r) and (r, columns), as an adapter adds it: beside the codes, which stay."""
-        self._widen(transform(down.float(), self.layout, self.turn), up.float())
+        self._widen(transform(down.float(), self.layout, self.transform), up.float())
 
     def _widen(self, down: Tensor, up: Tensor) -> None:
         self.down, self.up = torch.cat([self.down, down]), torch.cat([self.up, up], 1)
@@ -78,9 +77,7 @@ class QuantLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Float32 (…, columns) → (…, rows)."""
-        inner = (
-            transform_inputs(inputs, self.layout, self.transform) if self.transform or self.layout.rotation else inputs
-        )
+        inner = transform_inputs(inputs, self.layout, self.transform) if self.ahead else inputs
         if self.layout.name == "int8":
             return self._whole(inner)
         compute = linear_lut4a8 if self.layout.name == "lut" else linear_w4a8

@@ -24,7 +24,7 @@ LIBRARY = PACKAGE / "_native.so"
 FLAGS = ["-std=gnu11", "-O3", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 
 
-class NativeKernels(BuildHookInterface):  # type: ignore[type-arg]
+class NativeKernels(BuildHookInterface[Any]):
     """Adds the compiled library to the wheel, and tags the wheel with the platform that it runs on."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 LARGEST = 12_288
-"""Columns of the largest Gram matrix that is kept: 600 MB in float32."""
+"""Columns of the largest Gram matrix that should be kept: 600 MB in float32."""
 _ROWS = 4096
 
 
@@ -51,7 +51,8 @@ def rows_of(layer: nn.Module, inputs: Tensor) -> Tensor:
     if not isinstance(layer, nn.Conv2d):
         return inputs.flatten(0, -2)
     taps = layer.kernel_size[0] * layer.kernel_size[1]
-    cut = functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)  # type: ignore[arg-type]
+    window = {name: getattr(layer, name) for name in ("kernel_size", "dilation", "padding", "stride")}
+    cut = functional.unfold(inputs, **window)
     return cut.view(len(inputs), -1, taps, cut.shape[-1]).permute(0, 3, 2, 1).reshape(-1, layer.weight[0].numel())
 
 
@@ -63,7 +64,7 @@ def captured(network: nn.Module, layers: Collection[str]) -> Iterator[dict[str, 
     for path in layers:
         layer = network.get_submodule(path)
         width = columns_of(layer)
-        if width is None or width > LARGEST:
+        if width is None:
             continue
         found[path] = LayerInputs(torch.zeros(width, width), torch.zeros(width))
 

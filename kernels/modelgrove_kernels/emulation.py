@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from modelgrove_kernels.layouts import Layout, Parts, decode, restore, spread, transform_inputs
+from modelgrove_kernels.layouts import Layout, Parts, decode, restore, transform_inputs
 from modelgrove_kernels.packing import unfold
 
 
@@ -83,7 +83,7 @@ def _round_dynamic(values: Tensor, rule: ActivationRule, parts: Parts, channel: 
     return round_symmetric(cut, rule.bits, [-1]).flatten(-2)[..., :columns]
 
 
-class QuantizedLinear(nn.Module):
+class EmulatedLinear(nn.Module):
     """y = round(x') · Mᵀ + x' · downᵀ · upᵀ + b, with x' and M of `layouts`."""
 
     def __init__(
@@ -107,26 +107,34 @@ class QuantizedLinear(nn.Module):
         return outputs
 
 
-class QuantizedConv2d(nn.Module):
-    """A convolution of rounded inputs, which may be smoothed; rotated weights are restored, branches added to them."""
+class EmulatedConv2d(nn.Module):
+    """A convolution of rounded inputs with its branch on unrounded ones; of rotated weights all is restored first."""
 
     def __init__(
         self, layout: Layout, parts: Parts, rule: ActivationRule | None, layer: nn.Conv2d, clock: Clock
     ) -> None:
         super().__init__()
         self.rule, self.clock, self.layer = rule, clock, [layer]  # a list, so that its weight is not ours
-        self.smooth = parts["smooth"].float() if "smooth" in parts and not layout.rotation else None
         self.parts = {name: parts[name] for name in ("channels", "ranges") if name in parts}
-        matrix = restore(layout, parts)
-        if self.smooth is not None:
-            matrix = matrix * spread(self.smooth, layout.columns)
-        self.weight, self.bias = unfold(matrix, layer.weight.shape, (0, 2, 3, 1)), layer.bias
+        whole = layout.rotation is not None
+        self.smooth = parts["smooth"].float().view(-1, 1, 1) if "smooth" in parts and not whole else None
+        self.weight = self._kernels(restore(layout, parts) if whole else decode(layout, parts))
+        self.bias = layer.bias
+        branch = "up" in parts and not whole
+        self.down = self._kernels(parts["down"].float()) if branch else None
+        self.up = parts["up"].float() if branch else None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(n, C, h, w) → (n, rows, h', w')."""
-        if self.smooth is not None:
-            inputs = inputs / self.smooth.view(-1, 1, 1)
+        inner = inputs if self.smooth is None else inputs / self.smooth
+        rounded = inner
         if self.rule is not None:
-            inputs = round_activations(inputs, self.rule, self.parts, self.clock.interval, channel=1)
-        found: Tensor = self.layer[0]._conv_forward(inputs, self.weight, self.bias)
-        return found
+            rounded = round_activations(inner, self.rule, self.parts, self.clock.interval, channel=1)
+        outputs: Tensor = self.layer[0]._conv_forward(rounded, self.weight, self.bias)
+        if self.down is not None and self.up is not None:
+            branch = self.layer[0]._conv_forward(inner, self.down, None)
+            outputs = outputs + functional.conv2d(branch, self.up[:, :, None, None])
+        return outputs
+
+    def _kernels(self, matrix: Tensor) -> Tensor:
+        return unfold(matrix, (len(matrix), *self.layer[0].weight.shape[1:]), (0, 2, 3, 1))

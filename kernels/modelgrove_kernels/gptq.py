@@ -8,10 +8,12 @@ so that columns may be taken in any order ("act order": the largest inputs first
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from modelgrove_kernels.packing import LEVELS, Packed, pack_nibbles, quantize
+from modelgrove_kernels.packing import LEVELS, Packed, pack_nibbles
 
 BLOCK = 128
 """Columns whose errors are passed on together."""
@@ -20,31 +22,31 @@ DAMPING = 0.01
 _TRIES = 4
 
 
-def gptq(weight: Tensor, gram: Tensor, bits: int, group: int | None = None) -> Packed:
-    """Round (rows, K) to 8 or 4 bits in the layouts of `packing.quantize`; `gram` (K, K) is Σ x xᵀ of the inputs.
+def gptq(weight: Tensor, gram: Tensor, nearest: Packed) -> Packed:
+    """Round (rows, K) on the grid of `nearest`, which `packing.quantize` made of it; `gram` (K, K) is Σ x xᵀ.
 
     Raises:
-        ValueError: a value of either is not finite, or the weight is none that `packing.quantize` takes.
+        ValueError: the Gram matrix is not finite.
     """
     if not bool(torch.isfinite(gram).all()):
         raise ValueError("the layer's inputs are NaN or infinite")
-    nearest = quantize(weight, bits, group)
-    columns = weight.shape[1]
-    low, high = (torch.full_like(nearest.scales.float(), sign * LEVELS[bits]) for sign in (-1, 1))
-    if nearest.zeros is not None:
-        low, high = -nearest.zeros.float(), LEVELS[bits] - nearest.zeros.float()
-    scales, low, high = (
-        part.float().repeat_interleave(nearest.group, 1)[:, :columns] for part in (nearest.scales, low, high)
-    )
+    exact, levels = weight.float(), LEVELS[nearest.bits]
+    zeros = nearest.zeros
+    low, high = (-zeros.float(), levels - zeros.float()) if zeros is not None else (-levels, levels)
+    scales, low, high = (_by_column(part, nearest) for part in (nearest.scales, low, high))
     order = gram.diagonal().argsort(descending=True)
     steps = torch.empty_like(scales)
     steps[:, order] = _round(
-        weight.float()[:, order], _factor(gram[order][:, order]), scales[:, order], low[:, order], high[:, order]
+        exact[:, order], _factor(gram[order][:, order]), scales[:, order], low[:, order], high[:, order]
     )
-    exact = weight.float()
     noise = float((steps * scales - exact).double().square().sum())
-    codes = _codes(steps, nearest)
-    return Packed(codes, nearest.scales, nearest.zeros, columns, bits, nearest.group, nearest.signal, noise)
+    return replace(nearest, codes=_codes(steps, nearest), noise=noise)
+
+
+def _by_column(values: Tensor | int, grid: Packed) -> Tensor:
+    """(rows, groups), or one value for all, → (rows, K)."""
+    whole = torch.as_tensor(values).float().expand(grid.scales.shape)
+    return whole.repeat_interleave(grid.group, 1)[:, : grid.columns]
 
 
 def _factor(gram: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -35,6 +36,30 @@ class Layout:
     vector: int = 1
     rotation: str | None = None
     block: int = 0
+
+
+class Entry(Protocol):
+    """What a manifest says of a packed matrix; see `Layout`."""
+
+    @property
+    def layout(self) -> str: ...  # noqa: D102
+    @property
+    def bits(self) -> int: ...  # noqa: D102
+    @property
+    def group(self) -> int: ...  # noqa: D102
+    @property
+    def vector(self) -> int: ...  # noqa: D102
+    @property
+    def rotation(self) -> str | None: ...  # noqa: D102
+    @property
+    def block(self) -> int: ...  # noqa: D102
+    @property
+    def matrix(self) -> tuple[int, int]: ...  # noqa: D102
+
+
+def layout_of(entry: Entry) -> Layout:
+    """How the matrix of a manifest's entry is coded."""
+    return Layout(entry.layout, entry.matrix[1], entry.bits, entry.group, entry.vector, entry.rotation, entry.block)
 
 
 def decode(layout: Layout, parts: Parts) -> Tensor:

@@ -28,7 +28,8 @@ _TRANSFORM = ("smooth", "permutation", "rotation")
 def has_linear(layout: Layout) -> bool:
     """Whether `QuantLinear` computes with this layout: 4-bit codes, or 8 bits with one scale a row."""
     whole = layout.name == "int8" and layout.group >= layout.columns
-    return whole or layout.name == "int4" or (layout.name == "lut" and layout.bits == 4 and layout.vector == 1)
+    table = layout.name == "lut" and layout.bits == 4 and layout.vector == 1 and layout.group % 2 == 0
+    return whole or table or layout.name == "int4"
 
 
 def has_conv(layer: nn.Conv2d, layout: Layout) -> bool:
@@ -40,6 +41,9 @@ def has_conv(layer: nn.Conv2d, layout: Layout) -> bool:
 
 class QuantLinear(nn.Module):
     """y = round(x') · Mᵀ + x' · downᵀ · upᵀ + b, for a packed matrix M (rows, columns) of `layout`.
+
+    At 4 bits each row of x' has a scale; at 8 bits, which torch computes, all rows of a call share one, so that a row's
+    result depends a little on the others.
 
     A table of 16 levels is itself rounded to 8 bits, which moves a weight by at most 1/254 of its row's largest level.
 

@@ -7,8 +7,8 @@ from torch import nn
 from modelgrove_kernels.emulation import (
     ActivationRule,
     Clock,
-    QuantizedConv2d,
-    QuantizedLinear,
+    EmulatedConv2d,
+    EmulatedLinear,
     round_activations,
     round_symmetric,
     round_to_ranges,
@@ -72,7 +72,7 @@ def test_a_linear_layer_adds_its_branch_of_unrounded_inputs():
     smooth, up, down = draw(16, seed=3).abs() + 0.5, draw(6, 2, seed=4), draw(2, 16, seed=5)
     packed = quantize(weight * smooth, 4, 8)
     parts = {"codes": packed.codes, "scales": packed.scales, "zeros": packed.zeros}
-    layer = QuantizedLinear(
+    layer = EmulatedLinear(
         Layout("int4", 16, 4, 8), {**parts, "smooth": smooth, "up": up, "down": down}, ActivationRule(8), bias, Clock()
     )
     inner = inputs / smooth
@@ -88,7 +88,20 @@ def test_a_smoothed_convolution_of_many_bits_is_nearly_the_convolution():
     packed = quantize(matrix, 8)
     parts = {"codes": packed.codes, "scales": packed.scales, "smooth": smooth}
     layer.requires_grad_(False)
-    found = QuantizedConv2d(Layout("int8", 54, 8, 54), parts, ActivationRule(8), layer, Clock())(inputs)
+    found = EmulatedConv2d(Layout("int8", 54, 8, 54), parts, ActivationRule(8), layer, Clock())(inputs)
     wanted = layer(inputs).detach()
     # Two roundings to 8 bits leave about half a per cent each.
     assert float((found - wanted).norm() / wanted.norm()) < 0.02
+
+
+def test_a_convolution_adds_its_branch_of_unrounded_pictures():
+    layer, inputs = nn.Conv2d(6, 4, 3, padding=1).requires_grad_(False), draw(2, 6, 5, 5)
+    packed, smooth = quantize(draw(4, 54, seed=1), 8), draw(6, seed=2).abs() + 0.5
+    parts = {"codes": packed.codes, "scales": packed.scales, "smooth": smooth}
+    branch = {"up": draw(4, 2, seed=3), "down": draw(2, 54, seed=4)}
+    layout, rule = Layout("int8", 54, 8, 54), ActivationRule(4)
+    found, plain = (EmulatedConv2d(layout, one, rule, layer, Clock())(inputs) for one in ({**parts, **branch}, parts))
+    kernels = (branch["up"] @ branch["down"]).view(4, 3, 3, 6).permute(0, 3, 1, 2)
+    wanted = nn.functional.conv2d(inputs / smooth.view(-1, 1, 1), kernels, padding=1)
+    # Sums of products in another order.
+    torch.testing.assert_close(found - plain, wanted, rtol=1e-4, atol=1e-4)

@@ -82,7 +82,7 @@ def _checkpoints(context: Context, params: DiffParams) -> dict[str, Any]:
 
 
 def _packing(plain: Sequence[Mapping[str, Path]], models: Sequence[InputModel]) -> Cast | None:
-    """The integer type of the one of two models that is packed; of two packed ones, neither is the other's copy."""
+    """The form of the one of two models that is packed; of two packed ones, neither is the other's copy."""
     from modelgrove_analyzers.heritage.facts import weight_files
     from modelgrove_hub.formats.quantized import manifest_of
 
@@ -90,8 +90,8 @@ def _packing(plain: Sequence[Mapping[str, Path]], models: Sequence[InputModel]) 
     if len(packed) != 1:
         return None
     manifests = (manifest_of(file) for file in weight_files(models[packed[0]]).values())
-    bits = {entry.bits for manifest in manifests if manifest for entry in manifest.tensors.values()}
-    return f"int{min(bits)}" if bits else "quantized", packed[0]
+    forms = {entry.form for manifest in manifests if manifest for entry in manifest.tensors.values()}
+    return " and ".join(sorted(forms)) or "quantized", packed[0]
 
 
 def _pairs(

@@ -43,6 +43,8 @@ class _Count:
     largest: float = 0.0
     levels: int = 0
     groups: frozenset[int] = frozenset()
+    forms: frozenset[str] = frozenset()
+    """What packed tensors say they are."""
 
 
 def confirm(
@@ -106,15 +108,15 @@ def _confirm_grid(verdict: Verdict, pairs: list[Pair], progress: Callable[[], No
             break
     else:
         share = count.agreeing / max(count.values, 1)
-        bits = "int4" if count.levels <= 16 else "int8"
+        grid = " and ".join(sorted(count.forms)) or ("int4" if count.levels <= 16 else "int8")
         evidence = {
             **verdict.evidence, "values_read": count.values, "values_agreeing": share, "levels": count.levels,
             "largest_deviation_steps": count.largest, "groups": sorted(count.groups),
         }  # fmt: skip
         if count.levels and share >= _WITHIN:
-            return replace(verdict, kind=Kind.QUANTIZED, grid=bits, evidence=evidence)
+            return replace(verdict, kind=Kind.QUANTIZED, grid=grid, evidence=evidence)
         if count.levels and share >= _PERHAPS:
-            return replace(verdict, kind=Kind.UNDECIDED, grid=bits, evidence=evidence)
+            return replace(verdict, kind=Kind.UNDECIDED, grid=grid, evidence=evidence)
         return replace(verdict, kind=Kind.NONE, evidence=evidence)
     return replace(verdict, kind=Kind.NONE, evidence={**verdict.evidence, "no_grid": pair.copy.name})
 
@@ -124,6 +126,7 @@ def _read_tensor(pair: Pair, count: _Count) -> bool:
     x, y = pair.original.read(), pair.copy.read()
     x = x.reshape(y.shape)
     if pair.packed is not None:
+        count.forms |= {pair.packed.entry.form}
         return _add(count, pair.packed.fit(x), y.numel())
     if any(bool((r.apply(x) == y.float()).all()) for r in ROUNDINGS):
         count.values, count.agreeing = count.values + y.numel(), count.agreeing + y.numel()

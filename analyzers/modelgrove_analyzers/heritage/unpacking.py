@@ -12,7 +12,7 @@ from torch import Tensor
 from modelgrove_analyzers.heritage.rounding import GridFit, measure_grid
 from modelgrove_hub.formats.quantized import PackedTensor, manifest_of
 from modelgrove_hub.store.tensors import StoredTensor, tensors_of
-from modelgrove_kernels.layouts import Layout, restore
+from modelgrove_kernels.layouts import layout_of, restore
 from modelgrove_kernels.packing import unfold
 
 _ROUNDED = 0.999
@@ -40,7 +40,8 @@ class PackedSource:
         state their error: only the very tensor that was packed has just this distance.
         """
         exact, mine = original.float().permute(self.entry.axes).reshape(self.entry.matrix), self._matrix()
-        if self.entry.layout in ("int8", "int4") and self.entry.rotation is None and not self.entry.smooth:
+        turned = self.entry.rotation is not None or self.entry.smooth or self.entry.rank
+        if self.entry.layout in ("int8", "int4") and not turned:
             scales = self.parts["scales"].read().float().reshape(-1, 1)
             fit = measure_grid(exact, mine, self.entry.group, scales, "F32")
             if fit.within >= _ROUNDED:
@@ -51,11 +52,7 @@ class PackedSource:
         return GridFit(self.entry.group, 2**self.entry.bits, float(same), error)
 
     def _matrix(self) -> Tensor:
-        entry = self.entry
-        layout = Layout(
-            entry.layout, entry.matrix[1], entry.bits, entry.group, entry.vector, entry.rotation, entry.block
-        )
-        return restore(layout, {suffix: part.read() for suffix, part in self.parts.items()})
+        return restore(layout_of(self.entry), {suffix: part.read() for suffix, part in self.parts.items()})
 
 
 def packed_sources(file: Path) -> dict[str, PackedSource]:

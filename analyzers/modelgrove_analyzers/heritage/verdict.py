@@ -53,7 +53,7 @@ class Verdict:
     parent: int
     child: int
     grid: str = ""
-    """Integer type of the grid that the child lies on: "int8" or "int4"."""
+    """The grid that the child lies on, "int8" or "int4"; of packed files all forms, as "int4 and sparse"."""
     evidence: Mapping[str, Any] = field(default_factory=dict)
     pairs: Mapping[str, str] = field(default_factory=dict)
     """Keys of the parent's tensors → keys of the child's, for tensors that differ: what a full reading reads."""

@@ -94,8 +94,9 @@ def _sizes(report: Mapping[str, Any]) -> str:
 def _layout(layer: Mapping[str, Any]) -> str:
     """As people write it: int4 g64, lut3 g64, int8 g160 r32."""
     bits = layer["bits"] if layer["layout"] == "lut" else ""
+    group = "" if layer["layout"] == "sparse" else f" g{layer['group']}"
     rank = f" r{layer['rank']}" if layer.get("rank") else ""
-    return f"{layer['layout']}{bits} g{layer['group']}{rank}"
+    return f"{layer['layout']}{bits}{group}{rank}"
 
 
 def _shape(layer: Mapping[str, Any]) -> str:

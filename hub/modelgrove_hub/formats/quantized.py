@@ -142,6 +142,11 @@ class PackedTensor(_Strict):
         return self.permuted[0], prod(self.permuted[1:])
 
     @property
+    def form(self) -> str:
+        """As people write it: int8, int4, lut3, sparse."""
+        return f"lut{self.bits}" if self.layout == "lut" else self.layout
+
+    @property
     def channels(self) -> int:
         """Input channels: the innermost columns."""
         return self.permuted[-1] if len(self.shape) > 1 else 1

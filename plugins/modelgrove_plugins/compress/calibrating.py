@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from modelgrove_hub.contracts import Context, InputModel
-from modelgrove_hub.errors import UsageError
 from modelgrove_plugins.compress.targets import CompressorParams
 
 if TYPE_CHECKING:
     from modelgrove_kernels.calibration import LayerInputs
-    from modelgrove_plugins.preview.painter import Painter
 
-DENOISERS = ("unet", "transformer")
+MOST = 2 << 30
+"""Bytes of Gram matrices that are kept at once."""
 
 
 class CalibratedParams(CompressorParams):
@@ -28,36 +27,76 @@ class CalibratedParams(CompressorParams):
     steps: int = Field(8, ge=1, le=200, description="Denoising steps of each.")
 
 
-def calibrate(context: Context, model: InputModel, params: CalibratedParams) -> dict[str, LayerInputs]:
-    """The inputs of the layers whose weights are to be quantized; tensor name → what was seen.
+class Calibration:
+    """The inputs of the layers that are to be compressed, measured when they are asked for.
+
+    Gram matrices of a large network do not fit into memory together, so layers are measured in batches of at most
+    `MOST` bytes, in file order, and the model paints once for each batch.
 
     Raises:
         UsageError: the model cannot paint, or has no denoiser.
     """
-    from modelgrove_kernels.calibration import captured
-    from modelgrove_plugins.preview.diffusers import open_painter
 
-    painter = open_painter(model, context.temp / "calibration")
-    component = next((name for name in DENOISERS if name in painter.networks), None)
-    if component is None:
-        raise UsageError(f"{model.name} has no {' or '.join(DENOISERS)} to calibrate; --method rtn needs none")
-    wanted = {tensor.name for tensor in model.tensors() if params.takes(tensor)}
-    network = painter.networks[component]
-    layers = [path for path, _ in network.named_modules() if f"{component}/{path}.weight" in wanted]
-    with captured(network, layers) as found:
-        _paint(context, painter, params)
-    return {f"{component}/{path}.weight": inputs for path, inputs in found.items() if inputs.count}
+    def __init__(self, context: Context, model: InputModel, params: CalibratedParams) -> None:
+        from modelgrove_plugins.preview.diffusers import open_painter
+        from modelgrove_plugins.preview.painter import denoiser_of
+
+        self._context, self._params = context, params
+        self._painter = open_painter(model, context.temp / "calibration")
+        self._component = denoiser_of(self._painter, model.name)
+        self._prompts = _prompts(context, params.pictures)
+        self._waiting = self._measurable(model)
+        self._seen: dict[str, LayerInputs] = {}
+
+    def take(self, name: str) -> LayerInputs | None:
+        """What the layer of the tensor called `name` was given; None if that cannot be measured. Ask once for each."""
+        if name in self._waiting:
+            self._measure()
+        return self._seen.pop(name, None)
+
+    def _measurable(self, model: InputModel) -> dict[str, int]:
+        """Names of the tensors whose layers can be measured, in file order, with the bytes of their Gram matrices."""
+        from modelgrove_kernels.calibration import LARGEST, columns_of
+
+        layers = dict(self._painter.networks[self._component].named_modules())
+        found = {}
+        for tensor in model.tensors():
+            folder, _, path = tensor.name.partition("/")
+            layer = layers.get(path.removesuffix(".weight")) if folder == self._component else None
+            columns = columns_of(layer) if layer is not None and self._params.takes(tensor) else None
+            if columns is not None and columns <= LARGEST:
+                found[tensor.name] = 4 * columns**2
+        return found
+
+    def _measure(self) -> None:
+        """The next batch: at least one layer."""
+        from modelgrove_kernels.calibration import captured
+
+        size, batch = 0, list[str]()
+        for name, more in self._waiting.items():
+            if batch and size + more > MOST:
+                break
+            batch.append(name)
+            size += more
+        paths = {name.partition("/")[2].removesuffix(".weight"): name for name in batch}
+        self._waiting = {name: size for name, size in self._waiting.items() if name not in batch}
+        with captured(self._painter.networks[self._component], list(paths)) as found:
+            self._paint()
+        self._seen = {paths[path]: inputs for path, inputs in found.items() if inputs.count}
+
+    def _paint(self) -> None:
+        from modelgrove_plugins.preview.diffusers import PreviewParams
+
+        wishes = [(prompt, seed) for seed, prompt in enumerate(self._prompts)]
+        said = f"calibrating on {len(wishes)} pictures"
+        wish = PreviewParams(prompts=("calibration",), steps=self._params.steps)
+        self._painter.paint(wishes, wish, lambda done: self._context.progress(0.0, f"{said}: {done:.0%}"))
 
 
-def _paint(context: Context, painter: Painter, params: CalibratedParams) -> None:
+def _prompts(context: Context, count: int) -> list[str]:
     import torch
 
     from modelgrove_hub.search.words import words
-    from modelgrove_plugins.preview.diffusers import PreviewParams
 
     known = words()
-    chosen = torch.randperm(len(known), generator=context.generator())[: params.pictures].tolist()
-    prompts = [f"a picture of {known[place]}" for place in chosen]
-    wishes = [(prompt, seed) for seed, prompt in enumerate(prompts)]
-    wish = PreviewParams(prompts=("calibration",), steps=params.steps)
-    painter.paint(wishes, wish, lambda done: context.progress(0.3 * done, f"calibrating on {len(wishes)} pictures"))
+    return [f"a picture of {known[i]}" for i in torch.randperm(len(known), generator=context.generator())[:count]]

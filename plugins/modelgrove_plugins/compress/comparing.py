@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelgrove_hub.contracts import Context, InputModel, LazyTensor
 from modelgrove_hub.errors import ModelgroveError
+from modelgrove_plugins.compress.targets import DENOISERS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 PLOT, SHEET = "layers.png", "sheet.png"
 """Artefacts: what each layer lost, and pictures by the original and the packed model side by side."""
-COMPONENTS = ("unet", "transformer")
 MOST = 100_000_000
 """Parameters of a denoiser up to which it is compared unasked: some minutes on one core."""
 
@@ -42,7 +42,7 @@ def seek(model: InputModel, tensors: Iterable[LazyTensor], wanted: bool | None) 
     if wanted is False:
         return Evidence(reason="it was not wanted")
     files = model.files()
-    component = next((name for name in COMPONENTS if f"{name}/config.json" in files), "")
+    component = next((name for name in DENOISERS if f"{name}/config.json" in files), "")
     if not component or "model_index.json" not in files:
         return Evidence(reason="the model is no pipeline with a denoiser")
     size = sum(prod(tensor.shape) for tensor in tensors if tensor.name.startswith(f"{component}/"))

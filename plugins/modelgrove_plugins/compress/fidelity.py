@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modelgrove_plugins.compress.swapping import quantized_copy
+from modelgrove_plugins.compress.swapping import quantized_copy, timestep_of
 from modelgrove_plugins.preview.diffusers import PreviewParams
 
 if TYPE_CHECKING:
@@ -91,8 +91,7 @@ def recorded(network: nn.Module) -> Iterator[list[Call]]:
     calls: list[Call] = []
 
     def keep(_network: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        time = torch.as_tensor(named["timestep"] if "timestep" in named else positional[1])
-        calls.append(Call(float(time.flatten()[0]), positional, dict(named), _tensor(output).clone()))
+        calls.append(Call(timestep_of(positional, named), positional, dict(named), _tensor(output).clone()))
 
     handle = network.register_forward_hook(keep, with_kwargs=True)
     try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from modelgrove_hub.contracts import API, Context, Kind, LazyTensor, Params, Result
-from modelgrove_plugins.compress.calibrating import CalibratedParams, calibrate
+from modelgrove_plugins.compress.calibrating import CalibratedParams, Calibration
 from modelgrove_plugins.compress.packed import Stored, matrix_of, pack, pack_as, predict_rounded
 from modelgrove_plugins.compress.streaming import compress
 
@@ -55,13 +55,10 @@ class Gptq:
             UsageError: the model cannot paint, has nothing to quantize, or is an adapter or quantized already.
             DataError: a weight is NaN or infinite; the message names it.
         """
-        seen = calibrate(context, context.inputs[0], params)
+        calibration = Calibration(context, context.inputs[0], params)
 
         def quantize(tensor: LazyTensor) -> Stored | None:
-            if not params.takes(tensor):
-                return None
-            inputs = seen.pop(tensor.name, None)  # a Gram matrix may be larger than its layer
-            return _rounded(tensor, inputs, params)
+            return _rounded(tensor, calibration.take(tensor.name), params) if params.takes(tensor) else None
 
         tag = f"int{params.bits}"
         return compress(context, self.name, params.recorded(), quantize, tag, fidelity=params.fidelity)
@@ -76,7 +73,8 @@ def _rounded(tensor: LazyTensor, inputs: LayerInputs | None, params: GptqParams)
     if inputs is None:
         return pack(values, params.bits, params.group)
     matrix = matrix_of(values).float()
-    packed, nearest = gptq(matrix, inputs.gram, params.bits, params.group), quantize(matrix, params.bits, params.group)
+    nearest = quantize(matrix, params.bits, params.group)
+    packed = gptq(matrix, inputs.gram, nearest)
     errors: dict[str, Any] = {
         name: float(f"{output_error(dequantize(one) - matrix, matrix, inputs.gram):.3e}")
         for name, one in (("output_error", packed), ("output_error_rtn", nearest))

@@ -18,7 +18,6 @@ from modelgrove_hub.store.tensors import tensors_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modelgrove_kernels.layouts import Layout
     from modelgrove_kernels.packing import Packed
 
 
@@ -98,7 +97,7 @@ def describe(tensor: Tensor, parts: Mapping[str, Tensor], **fields: Any) -> Stor
 
     `fields` are those of `PackedTensor` that the method decides: layout, bits, group and so on.
     """
-    from modelgrove_kernels.layouts import restore
+    from modelgrove_kernels.layouts import layout_of, restore
 
     exact = matrix_of(tensor).float()
     draft = _entry(tensor, parts, 0.0, **fields)
@@ -139,13 +138,6 @@ def _entry(tensor: Tensor, parts: Mapping[str, Tensor], error: float, **fields: 
     )
 
 
-def layout_of(entry: PackedTensor) -> Layout:
-    """What the kernels need to know of an entry."""
-    from modelgrove_kernels.layouts import Layout
-
-    return Layout(entry.layout, entry.matrix[1], entry.bits, entry.group, entry.vector, entry.rotation, entry.block)
-
-
 def unpack(stored: Stored, name: str) -> Tensor:
     """The tensor that the parts stand for, in its original dtype, shape and order of axes.
 
@@ -154,7 +146,7 @@ def unpack(stored: Stored, name: str) -> Tensor:
     """
     import torch
 
-    from modelgrove_kernels.layouts import restore
+    from modelgrove_kernels.layouts import layout_of, restore
     from modelgrove_kernels.packing import unfold
 
     entry = stored.entry

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from modelgrove_hub.errors import UsageError
 from modelgrove_hub.formats.quantized import manifest_of
 from modelgrove_hub.store.tensors import tensors_of
-from modelgrove_kernels.emulation import ActivationRule, Clock, QuantizedConv2d, QuantizedLinear
-from modelgrove_plugins.compress.packed import Stored, layout_of, unpack
+from modelgrove_kernels.emulation import ActivationRule, Clock, EmulatedConv2d, EmulatedLinear
+from modelgrove_kernels.layouts import layout_of
+from modelgrove_plugins.compress.packed import Stored, unpack
 
 if TYPE_CHECKING:
     from modelgrove_hub.formats.quantized import Activations
@@ -38,9 +39,9 @@ def emulated(layer: nn.Module, stored: Stored, clock: Clock) -> nn.Module | None
     """The layer in plain torch, with its activations on the grid that the method wants."""
     rule, layout = _rule(stored.entry.activations), layout_of(stored.entry)
     if isinstance(layer, nn.Linear):
-        return QuantizedLinear(layout, stored.parts, rule, layer.bias, clock)
+        return EmulatedLinear(layout, stored.parts, rule, layer.bias, clock)
     if isinstance(layer, nn.Conv2d):
-        return QuantizedConv2d(layout, stored.parts, rule, layer, clock)
+        return EmulatedConv2d(layout, stored.parts, rule, layer, clock)
     return None
 
 
@@ -115,7 +116,12 @@ def _rule(activations: Activations | None) -> ActivationRule | None:
 
 def _teller(clock: Clock, timesteps: Sequence[int]) -> Callable[..., None]:
     def tell(_network: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-        time = torch.as_tensor(named["timestep"] if "timestep" in named else positional[1])
-        clock.interval = max(0, bisect_right(timesteps, float(time.flatten()[0])) - 1)
+        clock.interval = max(0, bisect_right(timesteps, timestep_of(positional, named)) - 1)
 
     return tell
+
+
+def timestep_of(positional: Sequence[Any], named: Mapping[str, Any]) -> float:
+    """The timestep that a diffusers network was called with: named so, or its second argument."""
+    time = torch.as_tensor(named["timestep"] if "timestep" in named else positional[1])
+    return float(time.flatten()[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from math import prod
 from typing import Any
@@ -16,6 +17,8 @@ SKIP = (
     "*conv_in.weight", "*conv_out.weight", "*input_blocks.0.0.weight", "out.2.weight", "*.out.2.weight",
 )  # fmt: skip
 """Kept by default: norms, embeddings, biases, the first and the last layer, and the autoencoder."""
+DENOISERS = ("unet", "transformer")
+"""Components of a pipeline that predict noise."""
 _NOT_RECORDED = {"skip", "fidelity"}
 
 
@@ -30,8 +33,12 @@ class CompressorParams(Params):
 
     def takes(self, tensor: LazyTensor) -> bool:
         """Whether a tensor is to be compressed: a matrix or convolution of floats that no pattern skips."""
-        wanted = len(tensor.shape) >= 2 and tensor.dtype in FLOATS and prod(tensor.shape) >= max(1, self.smallest)
-        return wanted and not any(fnmatchcase(tensor.name, pattern) for pattern in self.skip)
+        return tensor.dtype in FLOATS and self.takes_shape(tensor.name, tensor.shape)
+
+    def takes_shape(self, name: str, shape: Sequence[int]) -> bool:
+        """The same of a tensor of floats, by its name ("unet/…") and shape."""
+        wanted = len(shape) >= 2 and prod(shape) >= max(1, self.smallest)
+        return wanted and not any(fnmatchcase(name, pattern) for pattern in self.skip)
 
     def recorded(self) -> dict[str, Any]:
         """The parameters that decide a packed tensor, for the manifest."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modelgrove_hub.contracts import API, Context, Kind, LazyTensor, Params, Result
-from modelgrove_plugins.compress.calibrating import CalibratedParams, calibrate
+from modelgrove_plugins.compress.calibrating import CalibratedParams, Calibration
 from modelgrove_plugins.compress.packed import Stored, matrix_of
 from modelgrove_plugins.compress.pruning import SPARSITY, keep, largest
 from modelgrove_plugins.compress.streaming import compress
@@ -43,10 +43,10 @@ class Wanda:
             UsageError: the model cannot paint, has nothing to prune, or is an adapter or packed already.
             DataError: a weight is NaN or infinite; the message names it.
         """
-        seen = calibrate(context, context.inputs[0], params)
+        calibration = Calibration(context, context.inputs[0], params)
 
         def prune(tensor: LazyTensor) -> Stored | None:
-            inputs = seen.pop(tensor.name, None)
+            inputs = calibration.take(tensor.name)
             return None if inputs is None else _pruned(tensor, inputs, params.sparsity)
 
         tag = f"sparse{round(100 * params.sparsity)}"

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import diffusers
 
+from modelgrove_hub.errors import UsageError
+from modelgrove_plugins.compress.targets import DENOISERS
+
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import nn
@@ -36,6 +39,18 @@ class Painter(Protocol):
 
     def paint(self, wishes: Sequence[Wish], params: PreviewParams, progress: Callable[[float], None]) -> list[Image]:
         """One RGB picture for each (prompt, seed); `progress` is told the share done after every step."""
+
+
+def denoiser_of(painter: Painter, model: str) -> str:
+    """The name of the component that predicts noise.
+
+    Raises:
+        UsageError: `model` has none.
+    """
+    found = next((name for name in DENOISERS if name in painter.networks), None)
+    if found is None:
+        raise UsageError(f"{model} has no {' or '.join(DENOISERS)}: its parts are {', '.join(painter.networks)}")
+    return found
 
 
 def batches(

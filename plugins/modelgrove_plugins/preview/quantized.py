@@ -12,18 +12,19 @@ from modelgrove_hub.errors import UsageError
 from modelgrove_hub.formats.quantized import manifest_of
 from modelgrove_kernels import native
 from modelgrove_kernels.emulation import Clock
+from modelgrove_kernels.layouts import layout_of
 from modelgrove_kernels.modules import QuantConv2d, QuantLinear, has_conv, has_linear
-from modelgrove_plugins.compress.packed import Stored, layout_of, pack
+from modelgrove_plugins.compress.packed import Stored, pack
 from modelgrove_plugins.compress.swapping import packed_tensors, swap_layers
+from modelgrove_plugins.compress.targets import CompressorParams
+from modelgrove_plugins.preview.painter import denoiser_of
 
 if TYPE_CHECKING:
     from modelgrove_hub.contracts import InputModel
     from modelgrove_plugins.preview.painter import Painter
 
-DENOISERS = ("unet", "transformer")
 GRIDS: dict[str, tuple[int, int | None]] = {"w8a8": (8, None), "w4a8": (4, 64)}
 """Bits and group of weights that are rounded for the preview."""
-_SMALLEST = 4096
 
 
 def quantize_painter(painter: Painter, model: InputModel, quant: str) -> dict[str, Any]:
@@ -34,9 +35,7 @@ def quantize_painter(painter: Painter, model: InputModel, quant: str) -> dict[st
     Raises:
         UsageError: there is no denoiser, it is not packed, or is packed although it shall be rounded.
     """
-    component = next((name for name in DENOISERS if name in painter.networks), None)
-    if component is None:
-        raise UsageError(f"{model.name}: no {' or '.join(DENOISERS)} whose layers could be quantized")
+    component = denoiser_of(painter, model.name)
     network = painter.networks[component]
     files = [file for path, file in sorted(model.files().items()) if _is_weight_of(path, component)]
     packed = [file for file in files if manifest_of(file)]
@@ -44,7 +43,8 @@ def quantize_painter(painter: Painter, model: InputModel, quant: str) -> dict[st
         said = "is packed: preview it with --quant packed" if packed else "is not packed: choose w8a8 or w4a8"
         raise UsageError(f"{model.name} {said}")
     count = len(_layers(network))
-    swapped = swap_layers(network, _read(packed) if packed else _rounded(network, *GRIDS[quant]), make=_fast)
+    tensors = _read(packed) if packed else _rounded(network, component, *GRIDS[quant])
+    swapped = swap_layers(network, tensors, make=_fast)
     return {"component": component, "layers": swapped, "of": count, "isa": native.isa()}
 
 
@@ -61,14 +61,13 @@ def _read(files: list[Path]) -> Iterator[tuple[str, Stored | Tensor]]:
         yield from ((name, tensor) for name, tensor in packed_tensors(file) if isinstance(tensor, Stored))
 
 
-def _rounded(network: nn.Module, bits: int, group: int | None) -> Iterator[tuple[str, Stored | Tensor]]:
-    """All layers but the first and the last: pictures come and go there in full precision."""
-    layers = _layers(network)
-    ends = {id(getattr(network, name, None)) for name in ("conv_in", "conv_out", "proj_out")}
-    for path, layer in layers:
-        weight = layer.get_parameter("weight")
-        if weight.numel() >= _SMALLEST and id(layer) not in ends:
-            yield f"{path}.weight", pack(weight.detach(), bits, group)
+def _rounded(network: nn.Module, component: str, bits: int, group: int | None) -> Iterator[tuple[str, Stored | Tensor]]:
+    """The weights that `modelgrove compress` would take."""
+    chosen = CompressorParams()
+    for path, layer in _layers(network):
+        name, weight = f"{path}.weight", layer.get_parameter("weight")
+        if chosen.takes_shape(f"{component}/{name}", weight.shape):
+            yield name, pack(weight.detach(), bits, group)
 
 
 def _fast(layer: nn.Module, stored: Stored, _clock: Clock) -> nn.Module | None:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from modelgrove_analyzers.heritage.facts import Facts, facts_of
-from modelgrove_hub.contracts import InputModel
+from modelgrove_hub.contracts import InputModel, Plugin
 from modelgrove_hub.registry.inputs import RegisteredModel
 from modelgrove_hub.testing import run_plugin
 from modelgrove_plugins.compress.rtn import Rtn
@@ -76,10 +76,10 @@ def facts_from(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int, 
 
 @pytest.fixture
 def pack(tmp_path: Path) -> Callable[..., RegisteredModel]:
-    """Compress a model with the rtn plugin; the result is the latest revision."""
+    """Compress a model, with the rtn plugin if no other is named; the result is the latest revision."""
 
-    def run(model: RegisteredModel, name: str, **params: Any) -> RegisteredModel:
-        run_plugin(Rtn(), [model], tmp_path / name, {"smallest": 0, "skip": [], **params})
+    def run(model: RegisteredModel, name: str, plugin: Plugin | None = None, **params: Any) -> RegisteredModel:
+        run_plugin(plugin or Rtn(), [model], tmp_path / name, {"smallest": 0, "skip": [], **params})
         path = tmp_path / name / "out/model.safetensors"
         return RegisteredModel(name, "tiny", None, 1000, {}, "", (), {"model.safetensors": path})
 

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from modelgrove_analyzers.heritage.copies import Copies
 from modelgrove_analyzers.heritage.rounding import ROUNDINGS, spacing
 from modelgrove_kernels.packing import dequantize, quantize
+from modelgrove_plugins.compress.magnitude import Magnitude
 
 
 def verdicts(analyze, *models, **params):
@@ -166,6 +167,23 @@ def test_a_file_in_our_packed_format_is_a_quantized_copy(bits, group, dtype, net
     found = verdicts(analyze, base, pack(base, "packed", bits=bits, group_size=group, granularity="group"))
 
     assert found == {("packed", "base"): ("quantized copy", f"int{bits}")}
+
+
+def test_a_pruned_file_is_a_copy_and_says_that_it_is_sparse(network, save, analyze, pack):
+    base = save("base", network())
+    pruned = pack(base, "pruned", Magnitude(), sparsity=0.1)
+
+    assert verdicts(analyze, base, pruned) == {("pruned", "base"): ("quantized copy", "sparse")}
+
+
+def test_a_pruned_fine_tune_is_no_copy_of_the_base(network, save, analyze, pack):
+    noise = network(9)
+    tuned = save("tuned", {name: tensor + 0.01 * noise[name] for name, tensor in network().items()})
+
+    found = verdicts(analyze, save("base", network()), tuned, pack(tuned, "pruned", Magnitude(), sparsity=0.1))
+
+    assert found.pop(("pruned", "tuned")) == ("quantized copy", "sparse")
+    assert found.get(("pruned", "base"), ("none",))[0] in ("none", "undecided")
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -3,6 +3,7 @@ import torch
 
 from modelgrove_analyzers.heritage.diff import Diff
 from modelgrove_hub.errors import UsageError
+from modelgrove_plugins.compress.magnitude import Magnitude
 
 
 def cast(weights, dtype):
@@ -67,6 +68,14 @@ def test_a_packed_copy_is_named_with_its_bits_whichever_comes_first(bits, networ
 
     assert diff(analyze, base, small)["summary"] == f"small is an int{bits} copy of base"
     assert diff(analyze, small, base)["summary"] == f"small is an int{bits} copy of base"
+
+
+def test_a_pruned_copy_is_named_sparse(network, save, analyze, pack):
+    base = save("base", network())
+
+    report = diff(analyze, base, pack(base, "small", Magnitude(), sparsity=0.1))
+
+    assert report["summary"] == "small is a sparse copy of base"
 
 
 def test_a_lora_that_was_merged_before_a_cast_is_still_found(network, save, analyze):

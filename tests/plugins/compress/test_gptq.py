@@ -7,6 +7,7 @@ import pytest
 from modelgrove_hub.contracts import Cancelled
 from modelgrove_hub.errors import UsageError
 from modelgrove_hub.testing import FolderModel, LocalContext, run_plugin
+from modelgrove_plugins.compress import calibrating
 from modelgrove_plugins.compress.gptq import Gptq, GptqParams
 from modelgrove_plugins.compress.rtn import Rtn
 
@@ -34,6 +35,15 @@ def test_the_same_seed_gives_the_same_file(base, tmp_path):
         run_plugin(Gptq(), [base], tmp_path / name, values, seed=5)
     path = "out/unet/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes()
+
+
+def test_layers_measured_in_batches_give_the_same_file(base, tmp_path, monkeypatch):
+    values = {"pictures": 1, "steps": 1, "fidelity": False, "skip": ["*up_blocks*", "*mid*", "*embed*"]}
+    path = "out/unet/diffusion_pytorch_model.safetensors"
+    run_plugin(Gptq(), [base], tmp_path / "whole", values)
+    monkeypatch.setattr(calibrating, "MOST", 3_000_000)
+    run_plugin(Gptq(), [base], tmp_path / "batches", values)
+    assert (tmp_path / "whole" / path).read_bytes() == (tmp_path / "batches" / path).read_bytes()
 
 
 def test_a_model_that_cannot_paint_is_refused(base, tmp_path):

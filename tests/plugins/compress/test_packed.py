@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from modelgrove_hub.errors import CorruptFileError, DataError
 from modelgrove_hub.formats.quantized import KEY
 from modelgrove_hub.testing import FolderModel, run_plugin
-from modelgrove_kernels.layouts import decode
-from modelgrove_plugins.compress.packed import dequantized, dequantized_file, layout_of, pack, unpack
+from modelgrove_kernels.layouts import decode, layout_of
+from modelgrove_plugins.compress.packed import dequantized, dequantized_file, pack, unpack
 from modelgrove_plugins.compress.rtn import Rtn
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

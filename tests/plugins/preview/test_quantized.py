@@ -7,8 +7,9 @@ from torch import nn
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.adapters import Factors, read_adapter
 from modelgrove_hub.testing import FolderModel, LocalContext
+from modelgrove_kernels.layouts import layout_of
 from modelgrove_kernels.modules import QuantConv2d, QuantLinear
-from modelgrove_plugins.compress.packed import layout_of, pack
+from modelgrove_plugins.compress.packed import pack
 from modelgrove_plugins.compress.rtn import Rtn, RtnParams
 from modelgrove_plugins.preview.diffusers import open_painter
 from modelgrove_plugins.preview.fusing import fuse

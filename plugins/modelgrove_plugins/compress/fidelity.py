@@ -8,23 +8,23 @@ Everything outside the denoiser is the original's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, log10
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from modelgrove_plugins.compress.swapping import quantized_copy, timestep_of
+from modelgrove_kernels.calls import Call, output_of, recorded
+from modelgrove_plugins.compress.swapping import quantized_copy
 from modelgrove_plugins.preview.diffusers import PreviewParams
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL.Image import Image
+    from torch import Tensor, nn
 
     from modelgrove_plugins.compress.packed import Stored
     from modelgrove_plugins.preview.painter import Painter
@@ -33,16 +33,6 @@ PROMPTS = ("a red apple", "a sleeping cat", "a sailing boat on the sea", "a snow
 IMAGES = 2
 _PARAMS = PreviewParams(prompts=PROMPTS, images=IMAGES, seed=2**31)
 """The seed is far from those of calibration sets, which count up from 0."""
-
-
-@dataclass(frozen=True)
-class Call:
-    """One forward pass of the original network: what it was given, and what it answered."""
-
-    timestep: float
-    positional: tuple[Any, ...]
-    named: Mapping[str, Any]
-    output: Tensor
 
 
 @dataclass(frozen=True)
@@ -85,21 +75,6 @@ class Comparison:
         }
 
 
-@contextmanager
-def recorded(network: nn.Module) -> Iterator[list[Call]]:
-    """The calls of `network` while the context lasts."""
-    calls: list[Call] = []
-
-    def keep(_network: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
-        calls.append(Call(timestep_of(positional, named), positional, dict(named), _tensor(output).clone()))
-
-    handle = network.register_forward_hook(keep, with_kwargs=True)
-    try:
-        yield calls
-    finally:
-        handle.remove()
-
-
 @torch.inference_mode()
 def epsilon_error(network: nn.Module, calls: Sequence[Call]) -> OutputError:
     """How far the outputs of `network` are from those of the calls.
@@ -111,7 +86,7 @@ def epsilon_error(network: nn.Module, calls: Sequence[Call]) -> OutputError:
         raise ValueError("there are no calls to compare")
     sums: dict[float, tuple[float, float]] = {}
     for call in calls:
-        found = _tensor(network(*call.positional, **call.named))
+        found = output_of(network(*call.positional, **call.named))
         noise, signal = sums.get(call.timestep, (0.0, 0.0))
         noise += float((found - call.output).double().square().sum())
         sums[call.timestep] = noise, signal + float(call.output.double().square().sum())
@@ -146,11 +121,6 @@ def _save(sheet: Path, columns: Mapping[str, Sequence[Image]]) -> None:
         for title, pictures in columns.items()
     }
     join(list(grids.items()), PROMPTS).save(sheet, "PNG")
-
-
-def _tensor(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple) else getattr(output, "sample", output)
-    return found
 
 
 def _ratio(noise: float, signal: float) -> float:

@@ -8,12 +8,12 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from modelgrove_hub.errors import UsageError
 from modelgrove_hub.formats.quantized import manifest_of
 from modelgrove_hub.store.tensors import tensors_of
+from modelgrove_kernels.calls import timestep_of
 from modelgrove_kernels.emulation import ActivationRule, Clock, EmulatedConv2d, EmulatedLinear
 from modelgrove_kernels.layouts import layout_of
 from modelgrove_plugins.compress.packed import Stored, unpack
@@ -119,9 +119,3 @@ def _teller(clock: Clock, timesteps: Sequence[int]) -> Callable[..., None]:
         clock.interval = max(0, bisect_right(timesteps, timestep_of(positional, named)) - 1)
 
     return tell
-
-
-def timestep_of(positional: Sequence[Any], named: Mapping[str, Any]) -> float:
-    """The timestep that a diffusers network was called with: named so, or its second argument."""
-    time = torch.as_tensor(named["timestep"] if "timestep" in named else positional[1])
-    return float(time.flatten()[0])

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import nn
 
 from modelgrove_hub.testing import FolderModel, run_plugin
+from modelgrove_kernels.calls import recorded
 from modelgrove_plugins.compress.comparing import MOST, seek
-from modelgrove_plugins.compress.fidelity import Comparison, epsilon_error, psnr, recorded
+from modelgrove_plugins.compress.fidelity import Comparison, epsilon_error, psnr
 from modelgrove_plugins.compress.rtn import Rtn
 from modelgrove_plugins.preview.diffusers import open_painter
 

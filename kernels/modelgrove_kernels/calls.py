@@ -1,0 +1,62 @@
+"""Calls of a network, kept: what it was given, and what it answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward pass: its arguments, its first output, and the timestep that the whole network was in."""
+
+    timestep: float
+    positional: tuple[Any, ...]
+    named: Mapping[str, Any]
+    output: Tensor
+
+
+def timestep_of(positional: Sequence[Any], named: Mapping[str, Any]) -> float:
+    """The timestep that a diffusers denoiser was called with: named so, or its second argument."""
+    time = torch.as_tensor(named["timestep"] if "timestep" in named else positional[1])
+    return float(time.flatten()[0])
+
+
+def output_of(answer: Any) -> Tensor:
+    """The first output of a network or block: of a tuple, of diffusers' output classes, or itself."""
+    found: Tensor = answer[0] if isinstance(answer, tuple) else getattr(answer, "sample", answer)
+    return found
+
+
+@contextmanager
+def recorded(network: nn.Module) -> Iterator[list[Call]]:
+    """The calls of a denoiser while the context lasts."""
+    calls: list[Call] = []
+
+    def keep(_network: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], answer: Any) -> None:
+        calls.append(Call(timestep_of(positional, named), positional, dict(named), output_of(answer).clone()))
+
+    handle = network.register_forward_hook(keep, with_kwargs=True)
+    try:
+        yield calls
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def told(network: nn.Module, tell: Callable[[float], None]) -> Iterator[None]:
+    """Before each call of a denoiser `tell` hears its timestep, while the context lasts."""
+
+    def hear(_network: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        tell(timestep_of(positional, named))
+
+    handle = network.register_forward_pre_hook(hear, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

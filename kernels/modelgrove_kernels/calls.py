@@ -22,9 +22,9 @@ class Call:
 
 
 def timestep_of(positional: Sequence[Any], named: Mapping[str, Any]) -> float:
-    """The timestep that a diffusers denoiser was called with: named so, or its second argument."""
-    time = torch.as_tensor(named["timestep"] if "timestep" in named else positional[1])
-    return float(time.flatten()[0])
+    """The timestep that a diffusers denoiser was called with: named so, or its second argument; 0 if there is none."""
+    time = named["timestep"] if "timestep" in named else positional[1] if len(positional) > 1 else 0.0
+    return float(torch.as_tensor(time).flatten()[0])
 
 
 def output_of(answer: Any) -> Tensor:

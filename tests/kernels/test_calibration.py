@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from modelgrove_kernels.calibration import captured, columns_of, output_error, rows_of
+from modelgrove_kernels.calibration import SAMPLED, LayerInputs, captured, columns_of, output_error, rows_of
 
 
 def draw(*shape, seed=0):
@@ -48,3 +48,24 @@ def test_the_output_error_is_that_of_the_outputs():
     wanted = ((x @ difference.T).norm() / (x @ weight.T).norm()) ** 2
     assert output_error(difference, weight, x.T @ x) == pytest.approx(float(wanted), rel=1e-4)
     assert output_error(difference, torch.zeros(6, 9), x.T @ x) == 0
+
+
+def test_few_inputs_are_all_kept_with_their_timesteps():
+    seen = LayerInputs.none(3)
+    rows = draw(9, 3)
+    seen.add(rows[:4], 900.0)
+    seen.add(rows[4:], 100.0)
+    order = torch.tensor([int((rows == row).all(1).nonzero()) for row in seen.sample])
+    assert sorted(order.tolist()) == list(range(9))
+    assert torch.equal(seen.times, torch.where(order < 4, 900.0, 100.0))
+
+
+def test_of_many_inputs_the_sample_is_even():
+    """10,000 inputs in calls of unequal size: each tenth of them has a tenth of the sample, within six deviations."""
+    seen, rows = LayerInputs.none(1), torch.arange(10_000.0).unsqueeze(1)
+    for start, end in ((0, 500), (500, 501), (501, 9000), (9000, 10_000)):
+        seen.add(rows[start:end], float(start))
+    assert len(seen.sample) == len(seen.times) == SAMPLED
+    assert len(seen.sample.unique()) == SAMPLED
+    counts = torch.histc(seen.sample, 10, 0, 10_000)
+    assert float((counts - SAMPLED / 10).abs().max()) < 6 * (SAMPLED / 10) ** 0.5

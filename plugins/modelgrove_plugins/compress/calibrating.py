@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from modelgrove_kernels.calibration import LayerInputs
 
 MOST = 2 << 30
-"""Bytes of Gram matrices that are kept at once."""
+"""Bytes of Gram matrices and sampled inputs that are kept at once."""
 
 
 class CalibratedParams(CompressorParams):
@@ -30,7 +30,7 @@ class CalibratedParams(CompressorParams):
 class Calibration:
     """The inputs of the layers that are to be compressed, measured when they are asked for.
 
-    Gram matrices of a large network do not fit into memory together, so layers are measured in batches of at most
+    What is kept of a large network does not fit into memory together, so layers are measured in batches of at most
     `MOST` bytes, in file order, and the model paints once for each batch.
 
     Raises:
@@ -55,8 +55,8 @@ class Calibration:
         return self._seen.pop(name, None)
 
     def _measurable(self, model: InputModel) -> dict[str, int]:
-        """Names of the tensors whose layers can be measured, in file order, with the bytes of their Gram matrices."""
-        from modelgrove_kernels.calibration import LARGEST, columns_of
+        """Names of the tensors whose layers can be measured, in file order, with the bytes kept of each."""
+        from modelgrove_kernels.calibration import LARGEST, SAMPLED, columns_of
 
         layers = dict(self._painter.networks[self._component].named_modules())
         found = {}
@@ -65,7 +65,7 @@ class Calibration:
             layer = layers.get(path.removesuffix(".weight")) if folder == self._component else None
             columns = columns_of(layer) if layer is not None and self._params.takes(tensor) else None
             if columns is not None and columns <= LARGEST:
-                found[tensor.name] = 4 * columns**2
+                found[tensor.name] = 4 * columns * (columns + SAMPLED)
         return found
 
     def _measure(self) -> None:

@@ -60,3 +60,34 @@ def told(network: nn.Module, tell: Callable[[float], None]) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def picked(calls: Sequence[Call], size: int, generator: torch.Generator) -> Call:
+    """A batch of `size` samples of one call, both drawn at random; all tensors of a call have its samples in front."""
+    call = calls[int(torch.randint(len(calls), (1,), generator=generator))]
+    count = len(call.output)
+    chosen = torch.randperm(count, generator=generator)[:size]
+
+    def pick(tensor: Tensor) -> Tensor:
+        return tensor[chosen] if tensor.ndim and len(tensor) == count else tensor
+
+    positional, named = _mapped(pick, (call.positional, dict(call.named)))
+    return Call(call.timestep, positional, named, call.output[chosen])
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """All tensors in nested tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(part)
+
+
+def _mapped(change: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same nested tuples, lists and mappings with each tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: _mapped(change, part) for name, part in value.items()}
+    return type(value)(_mapped(change, part) for part in value) if isinstance(value, list | tuple) else value

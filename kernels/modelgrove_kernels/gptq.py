@@ -8,12 +8,10 @@ so that columns may be taken in any order ("act order": the largest inputs first
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from modelgrove_kernels.packing import LEVELS, Packed, pack_nibbles
+from modelgrove_kernels.packing import Packed, grid_of, with_steps
 
 BLOCK = 128
 """Columns whose errors are passed on together."""
@@ -30,23 +28,13 @@ def gptq(weight: Tensor, gram: Tensor, nearest: Packed) -> Packed:
     """
     if not bool(torch.isfinite(gram).all()):
         raise ValueError("the layer's inputs are NaN or infinite")
-    exact, levels = weight.float(), LEVELS[nearest.bits]
-    zeros = nearest.zeros
-    low, high = (-zeros.float(), levels - zeros.float()) if zeros is not None else (-levels, levels)
-    scales, low, high = (_by_column(part, nearest) for part in (nearest.scales, low, high))
+    exact, (scales, low, high) = weight.float(), grid_of(nearest)
     order = gram.diagonal().argsort(descending=True)
     steps = torch.empty_like(scales)
     steps[:, order] = _round(
         exact[:, order], _factor(gram[order][:, order]), scales[:, order], low[:, order], high[:, order]
     )
-    noise = float((steps * scales - exact).double().square().sum())
-    return replace(nearest, codes=_codes(steps, nearest), noise=noise)
-
-
-def _by_column(values: Tensor | int, grid: Packed) -> Tensor:
-    """(rows, groups), or one value for all, → (rows, K)."""
-    whole = torch.as_tensor(values).float().expand(grid.scales.shape)
-    return whole.repeat_interleave(grid.group, 1)[:, : grid.columns]
+    return with_steps(nearest, steps, exact)
 
 
 def _factor(gram: Tensor) -> Tensor:
@@ -78,13 +66,3 @@ def _round(weight: Tensor, factor: Tensor, scales: Tensor, low: Tensor, high: Te
             steps[:, column], errors[:, column - start] = step, error
         rest[:, end:] -= errors @ factor[start:end, end:]
     return steps
-
-
-def _codes(steps: Tensor, like: Packed) -> Tensor:
-    """Codes as `like`'s layout stores them."""
-    rows, groups = like.scales.shape
-    whole = torch.nn.functional.pad(steps, (0, groups * like.group - like.columns))
-    if like.zeros is None:
-        return whole.to(torch.int8)
-    codes = whole.view(rows, groups, like.group) + like.zeros.unsqueeze(-1)
-    return pack_nibbles(codes.to(torch.uint8).flatten(1))

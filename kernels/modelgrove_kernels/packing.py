@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -100,6 +100,31 @@ def dequantize(packed: Packed, dtype: torch.dtype = torch.float32) -> Tensor:
             steps -= packed.zeros[part].unsqueeze(-1)
         values[part] = steps.mul_(packed.scales[part].float().unsqueeze(-1)).flatten(1)[:, : packed.columns]
     return values
+
+
+def grid_of(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+    """(scales, low, high), each (rows, columns): a weight may be any whole number from low to high of its scale."""
+    levels, zeros = LEVELS[packed.bits], packed.zeros
+    low, high = (-zeros.float(), levels - zeros.float()) if zeros is not None else (-levels, levels)
+    scales, low, high = (_by_column(part, packed) for part in (packed.scales, low, high))
+    return scales, low, high
+
+
+def with_steps(nearest: Packed, steps: Tensor, exact: Tensor) -> Packed:
+    """`nearest` with other codes: whole numbers (rows, columns) on its grid, for the matrix `exact` that it rounds."""
+    noise = float((steps * _by_column(nearest.scales, nearest) - exact).double().square().sum())
+    rows, groups = nearest.scales.shape
+    whole = torch.nn.functional.pad(steps, (0, groups * nearest.group - nearest.columns))
+    if nearest.zeros is None:
+        return replace(nearest, codes=whole.to(torch.int8), noise=noise)
+    codes = whole.view(rows, groups, nearest.group) + nearest.zeros.unsqueeze(-1)
+    return replace(nearest, codes=pack_nibbles(codes.to(torch.uint8).flatten(1)), noise=noise)
+
+
+def _by_column(values: Tensor | int, grid: Packed) -> Tensor:
+    """(rows, groups), or one value for all, → (rows, columns)."""
+    whole = torch.as_tensor(values).float().expand(grid.scales.shape)
+    return whole.repeat_interleave(grid.group, 1)[:, : grid.columns]
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:

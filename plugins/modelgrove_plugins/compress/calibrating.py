@@ -14,6 +14,8 @@ from modelgrove_hub.contracts import Context, InputModel
 from modelgrove_plugins.compress.targets import CompressorParams
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from modelgrove_kernels.calibration import LayerInputs
 
 MOST = 2 << 30
@@ -27,11 +29,8 @@ class CalibratedParams(CompressorParams):
     steps: int = Field(8, ge=1, le=200, description="Denoising steps of each.")
 
 
-class Calibration:
-    """The inputs of the layers that are to be compressed, measured when they are asked for.
-
-    What is kept of a large network does not fit into memory together, so layers are measured in batches of at most
-    `MOST` bytes, in file order, and the model paints once for each batch.
+class Rehearsal:
+    """A model that paints so that its denoiser can be watched.
 
     Raises:
         UsageError: the model cannot paint, or has no denoiser.
@@ -43,8 +42,36 @@ class Calibration:
 
         self._context, self._params = context, params
         self._painter = open_painter(model, context.temp / "calibration")
-        self._component = denoiser_of(self._painter, model.name)
+        self.component = denoiser_of(self._painter, model.name)
         self._prompts = _prompts(context, params.pictures)
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser, float32."""
+        return self._painter.networks[self.component]
+
+    def paint(self) -> None:
+        """All pictures, the same each time."""
+        from modelgrove_plugins.preview.diffusers import PreviewParams
+
+        wishes = [(prompt, seed) for seed, prompt in enumerate(self._prompts)]
+        said = f"calibrating on {len(wishes)} pictures"
+        wish = PreviewParams(prompts=("calibration",), steps=self._params.steps)
+        self._painter.paint(wishes, wish, lambda done: self._context.progress(0.0, f"{said}: {done:.0%}"))
+
+
+class Calibration:
+    """The inputs of the layers that are to be compressed, measured when they are asked for.
+
+    What is kept of a large network does not fit into memory together, so layers are measured in batches of at most
+    `MOST` bytes, in file order, and the model paints once for each batch.
+
+    Raises:
+        UsageError: the model cannot paint, or has no denoiser.
+    """
+
+    def __init__(self, context: Context, model: InputModel, params: CalibratedParams) -> None:
+        self._params, self._rehearsal = params, Rehearsal(context, model, params)
         self._waiting = self._measurable(model)
         self._seen: dict[str, LayerInputs] = {}
 
@@ -58,11 +85,11 @@ class Calibration:
         """Names of the tensors whose layers can be measured, in file order, with the bytes kept of each."""
         from modelgrove_kernels.calibration import LARGEST, SAMPLED, columns_of
 
-        layers = dict(self._painter.networks[self._component].named_modules())
+        layers = dict(self._rehearsal.network.named_modules())
         found = {}
         for tensor in model.tensors():
             folder, _, path = tensor.name.partition("/")
-            layer = layers.get(path.removesuffix(".weight")) if folder == self._component else None
+            layer = layers.get(path.removesuffix(".weight")) if folder == self._rehearsal.component else None
             columns = columns_of(layer) if layer is not None and self._params.takes(tensor) else None
             if columns is not None and columns <= LARGEST:
                 found[tensor.name] = 4 * columns * (columns + SAMPLED)
@@ -80,17 +107,9 @@ class Calibration:
             size += more
         paths = {name.partition("/")[2].removesuffix(".weight"): name for name in batch}
         self._waiting = {name: size for name, size in self._waiting.items() if name not in batch}
-        with captured(self._painter.networks[self._component], list(paths)) as found:
-            self._paint()
+        with captured(self._rehearsal.network, list(paths)) as found:
+            self._rehearsal.paint()
         self._seen = {paths[path]: inputs for path, inputs in found.items() if inputs.count}
-
-    def _paint(self) -> None:
-        from modelgrove_plugins.preview.diffusers import PreviewParams
-
-        wishes = [(prompt, seed) for seed, prompt in enumerate(self._prompts)]
-        said = f"calibrating on {len(wishes)} pictures"
-        wish = PreviewParams(prompts=("calibration",), steps=self._params.steps)
-        self._painter.paint(wishes, wish, lambda done: self._context.progress(0.0, f"{said}: {done:.0%}"))
 
 
 def _prompts(context: Context, count: int) -> list[str]:

@@ -8,7 +8,7 @@ Everything outside the denoiser is the original's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, log10
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL.Image import Image
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from modelgrove_plugins.compress.packed import Stored
     from modelgrove_plugins.preview.painter import Painter
@@ -76,8 +76,8 @@ class Comparison:
 
 
 @torch.inference_mode()
-def epsilon_error(network: nn.Module, calls: Sequence[Call]) -> OutputError:
-    """How far the outputs of `network` are from those of the calls.
+def epsilon_error(network: Callable[..., Any], calls: Sequence[Call]) -> OutputError:
+    """How far the answers of `network` are from those of the calls.
 
     Raises:
         ValueError: there are no calls.

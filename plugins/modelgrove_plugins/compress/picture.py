@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
 Curve = Sequence[tuple[float, float]]
-"""(timestep, relative error), any order."""
+"""(timestep or sparsity, relative error), any order."""
 
 _WIDTH, _HEIGHT = 960, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 16, 30, 26
@@ -35,6 +35,22 @@ def plot(layers: Sequence[Mapping[str, Any]], curves: Mapping[str, Curve] = Mapp
         sheet.paste(panel, (0, top))
         top += panel.height
     return sheet
+
+
+def plot_sweeps(curves: Mapping[str, Curve], chosen: Mapping[str, float]) -> Image.Image:
+    """Each component's error over its sparsity, (sparsity, error); a vertical line where it is pruned."""
+    labels = {name: f"{name} at {chosen[name]:.0%}" if name in chosen else f"{name} kept" for name in curves}
+    panel = _curves(
+        {labels[name]: curve for name, curve in curves.items()},
+        "Relative squared error of each component's output over its sparsity (lower is better)",
+        lambda share: f"{share:.0%}",
+    )
+    places = [place for curve in curves.values() for place, _ in curve]
+    for number, name in enumerate(curves):
+        if name in chosen:
+            across = (chosen[name] - min(places)) / ((max(places) - min(places)) or 1)
+            panel.draw.line((*panel.at(across, 0), *panel.at(across, 1)), _CURVES[number % len(_CURVES)])
+    return panel.image
 
 
 class _Panel:
@@ -103,23 +119,28 @@ def _name(panel: _Panel, number: int, place: int, layers: Sequence[Mapping[str, 
 
 
 def _lines(curves: Mapping[str, Curve]) -> Image.Image:
-    """Errors on a logarithmic scale of whole decades; an error of zero lies on the floor."""
-    panel = _Panel("Relative squared error of the denoiser's output over timesteps (lower is better)")
-    errors = [error for curve in curves.values() for _, error in curve if error > 0]
-    times = [time for curve in curves.values() for time, _ in curve]
+    title = "Relative squared error of the denoiser's output over timesteps (lower is better)"
+    return _curves(curves, title, lambda time: f"t = {time:g}").image
+
+
+def _curves(curves: Mapping[str, Curve], title: str, shown: Callable[[float], str]) -> _Panel:
+    """Errors on a logarithmic scale of whole decades; an error of zero lies on the floor. `shown` labels both ends."""
+    panel = _Panel(title)
+    errors = [error for curve in curves.values() for _, error in curve if error > 0] or [1.0]
+    places = [place for curve in curves.values() for place, _ in curve]
     low, high = math.floor(math.log10(min(errors))), math.ceil(math.log10(max(errors)))
     high = max(high, low + 1)
     panel.scale({(power - low) / (high - low): f"1e{power}" for power in range(low, high + 1)})
-    first, last = min(times), max(times)
+    first, last = min(places), max(places)
     span = (last - first) or 1
     for number, curve in enumerate(curves.values()):
         points = [
-            panel.at((time - first) / span, (math.log10(max(error, 10**low)) - low) / (high - low))
-            for time, error in sorted(curve)
+            panel.at((place - first) / span, (math.log10(max(error, 10**low)) - low) / (high - low))
+            for place, error in sorted(curve)
         ]
         panel.draw.line(points, _CURVES[number % len(_CURVES)], width=2)
     panel.legend({label: _CURVES[number % len(_CURVES)] for number, label in enumerate(curves)})
-    for x, time, anchor in ((0.0, first, "la"), (1.0, last, "ra")):
+    for x, end, anchor in ((0.0, first, "la"), (1.0, last, "ra")):
         left, bottom = panel.at(x, 0)
-        panel.write((left, bottom + 4), f"t = {time:g}", anchor)
-    return panel.image
+        panel.write((left, bottom + 4), shown(end), anchor)
+    return panel

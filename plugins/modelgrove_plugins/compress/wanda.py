@@ -8,11 +8,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pydantic import Field
+
 from modelgrove_hub.contracts import API, Context, Kind, LazyTensor, Params, Result
+from modelgrove_hub.errors import UsageError
 from modelgrove_plugins.compress.calibrating import CalibratedParams, Calibration
 from modelgrove_plugins.compress.packed import Stored, matrix_of
-from modelgrove_plugins.compress.pruning import SPARSITY, keep, largest
+from modelgrove_plugins.compress.pruning import (
+    AUTO,
+    SPARSITY,
+    Sparsity,
+    check_components,
+    keep,
+    largest,
+    share_for,
+    shares_of,
+)
 from modelgrove_plugins.compress.streaming import compress
+from modelgrove_plugins.compress.targets import DENOISERS
 
 if TYPE_CHECKING:
     from modelgrove_kernels.calibration import LayerInputs
@@ -21,7 +34,7 @@ if TYPE_CHECKING:
 class WandaParams(CalibratedParams):
     """How many weights go."""
 
-    sparsity: float = SPARSITY
+    sparsity: Sparsity = Field("0.3", description=SPARSITY)
 
 
 class Wanda:
@@ -40,17 +53,29 @@ class Wanda:
         Layers whose inputs were not seen (a text encoder's, say) are kept whole.
 
         Raises:
-            UsageError: the model cannot paint, has nothing to prune, or is an adapter or packed already.
+            UsageError: a component that `sparsity` names is none of the model's, or no denoiser; the model cannot
+                paint, has nothing to prune, or is an adapter or packed already.
             DataError: a weight is NaN or infinite; the message names it.
         """
+        shares = _shares(params.sparsity)
+        check_components(shares, context.inputs[0])
         calibration = Calibration(context, context.inputs[0], params)
 
         def prune(tensor: LazyTensor) -> Stored | None:
-            inputs = calibration.take(tensor.name)
-            return None if inputs is None else _pruned(tensor, inputs, params.sparsity)
+            share, inputs = share_for(shares, tensor.name), calibration.take(tensor.name)
+            return _pruned(tensor, inputs, share) if inputs is not None and share else None
 
-        tag = f"sparse{round(100 * params.sparsity)}"
+        tag = f"sparse{round(100 * max(shares.values()))}"
         return compress(context, self.name, params.recorded(), prune, tag, fidelity=params.fidelity)
+
+
+def _shares(sparsity: str) -> dict[str, float]:
+    if sparsity == AUTO:
+        raise UsageError("sparsity auto is of compressor.magnitude alone: wanda takes numbers")
+    shares = shares_of(sparsity)
+    for name in shares.keys() - {"", *DENOISERS}:
+        raise UsageError(f"sparsity: wanda sees the inputs of a denoiser only; prune {name} with compressor.magnitude")
+    return shares
 
 
 def _pruned(tensor: LazyTensor, inputs: LayerInputs, sparsity: float) -> Stored:

@@ -16,7 +16,7 @@ from modelgrove_plugins.compress.packed import Stored, matrix_of, pack, pack_as,
 from modelgrove_plugins.compress.streaming import compress
 
 if TYPE_CHECKING:
-    from modelgrove_hub.formats.quantized import PackedTensor
+    from modelgrove_hub.formats.quantized import Activations, PackedTensor
     from modelgrove_kernels.calibration import LayerInputs
 
 
@@ -58,25 +58,36 @@ class Gptq:
         calibration = Calibration(context, context.inputs[0], params)
 
         def quantize(tensor: LazyTensor) -> Stored | None:
-            return _rounded(tensor, calibration.take(tensor.name), params) if params.takes(tensor) else None
+            if not params.takes(tensor):
+                return None
+            return rounded(tensor, calibration.take(tensor.name), params.bits, params.group)
 
         tag = f"int{params.bits}"
         return compress(context, self.name, params.recorded(), quantize, tag, fidelity=params.fidelity)
 
 
-def _rounded(tensor: LazyTensor, inputs: LayerInputs | None, params: GptqParams) -> Stored:
+def rounded(
+    tensor: LazyTensor, inputs: LayerInputs | None, bits: int, group: int | None, activations: Activations | None = None
+) -> Stored:
+    """A tensor rounded by GPTQ, or to nearest where its layer's inputs are None.
+
+    `activations` are for the manifest; the rounding of inputs does not change that of weights.
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
     from modelgrove_kernels.calibration import output_error
     from modelgrove_kernels.gptq import gptq
     from modelgrove_kernels.packing import dequantize, quantize
 
     values = tensor.read()
     if inputs is None:
-        return pack(values, params.bits, params.group)
+        return pack(values, bits, group, activations)
     matrix = matrix_of(values).float()
-    nearest = quantize(matrix, params.bits, params.group)
+    nearest = quantize(matrix, bits, group)
     packed = gptq(matrix, inputs.gram, nearest)
     errors: dict[str, Any] = {
         name: float(f"{output_error(dequantize(one) - matrix, matrix, inputs.gram):.3e}")
         for name, one in (("output_error", packed), ("output_error_rtn", nearest))
     }
-    return pack_as(values, packed, errors)
+    return pack_as(values, packed, errors, activations)

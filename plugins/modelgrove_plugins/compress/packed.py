@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modelgrove_hub.contracts import InputModel, LazyTensor
 from modelgrove_hub.errors import CorruptFileError
-from modelgrove_hub.formats.quantized import PackedTensor, manifest_of
+from modelgrove_hub.formats.quantized import Activations, PackedTensor, manifest_of
 from modelgrove_hub.store.dtypes import DTYPES, NAMES
 from modelgrove_hub.store.tensors import tensors_of
 
@@ -67,22 +67,24 @@ def axes_of(tensor: Tensor | LazyTensor) -> tuple[int, ...]:
     return (0, *range(2, len(tensor.shape)), 1)
 
 
-def pack(tensor: Tensor, bits: int, group: int | None) -> Stored:
-    """Round a tensor of two or more dimensions to nearest, int8 or int4.
+def pack(tensor: Tensor, bits: int, group: int | None, activations: Activations | None = None) -> Stored:
+    """Round a tensor of two or more dimensions to nearest, int8 or int4; `activations` are for the manifest.
 
     Raises:
         ValueError: a value is not finite.
     """
     from modelgrove_kernels.packing import quantize
 
-    return pack_as(tensor, quantize(matrix_of(tensor), bits, group))
+    return pack_as(tensor, quantize(matrix_of(tensor), bits, group), activations=activations)
 
 
-def pack_as(tensor: Tensor, packed: Packed, remarks: Mapping[str, Any] | None = None) -> Stored:
+def pack_as(
+    tensor: Tensor, packed: Packed, remarks: Mapping[str, Any] | None = None, activations: Activations | None = None
+) -> Stored:
     """The packed form of `tensor` in layout `int8` or `int4`, however its matrix was rounded."""
     error = math.sqrt(packed.noise / packed.signal) if packed.signal else 0.0
     parts, layout = packed_parts(packed), "int8" if packed.bits == 8 else "int4"
-    entry = _entry(tensor, parts, error, layout=layout, bits=packed.bits, group=packed.group)
+    entry = _entry(tensor, parts, error, layout=layout, bits=packed.bits, group=packed.group, activations=activations)
     return Stored(entry, parts, remarks or {})
 
 
@@ -119,12 +121,15 @@ def predict(tensor: LazyTensor, **fields: Any) -> PackedTensor:
     return draft.model_copy(update={"bytes": size})
 
 
-def predict_rounded(tensor: LazyTensor, bits: int, group: int | None) -> PackedTensor:
+def predict_rounded(
+    tensor: LazyTensor, bits: int, group: int | None, activations: Activations | None = None
+) -> PackedTensor:
     """What `pack` will make of a tensor."""
     from modelgrove_kernels.packing import group_width
 
     width = group_width(prod(tensor.shape[1:]), bits, group)
-    return predict(tensor, layout="int8" if bits == 8 else "int4", bits=bits, group=width)
+    layout = "int8" if bits == 8 else "int4"
+    return predict(tensor, layout=layout, bits=bits, group=width, activations=activations)
 
 
 def _entry(tensor: Tensor, parts: Mapping[str, Tensor], error: float, **fields: Any) -> PackedTensor:

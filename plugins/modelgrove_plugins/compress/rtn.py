@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from modelgrove_hub.contracts import API, Context, Kind, LazyTensor, Params, Result
+from modelgrove_hub.formats.quantized import Activations
 from modelgrove_plugins.compress.packed import pack, predict_rounded
 from modelgrove_plugins.compress.streaming import compress
 from modelgrove_plugins.compress.targets import CompressorParams
@@ -28,6 +29,16 @@ class RtnParams(CompressorParams):
         "auto", description="What shares a scale: an output channel, or a group of inputs; auto: channel at 8 bits."
     )
     group_size: Literal[32, 64, 128] = Field(64, description="Inputs in a group: 32, 64 or 128.")
+    activation_bits: Literal[8, 6, 4] | None = Field(
+        None, description="Bits of a layer's inputs, for the comparison and whoever runs the file; unset: not rounded."
+    )
+
+    @property
+    def activations(self) -> Activations | None:
+        """Each input of a layer has a scale of its own; at 4 bits each group of it."""
+        if self.activation_bits is None:
+            return None
+        return Activations(bits=self.activation_bits, width=self.group_size if self.activation_bits == 4 else 0)
 
     @property
     def group(self) -> int | None:
@@ -48,7 +59,9 @@ class Rtn:
 
     def choose(self, tensor: LazyTensor, params: RtnParams) -> PackedTensor | None:
         """What `run` will make of a tensor."""
-        return predict_rounded(tensor, params.bits, params.group) if params.takes(tensor) else None
+        if not params.takes(tensor):
+            return None
+        return predict_rounded(tensor, params.bits, params.group, activations=params.activations)
 
     def run(self, context: Context, params: RtnParams) -> Result:
         """Write the packed model beside its other files; report true bytes and every layer's SQNR.
@@ -59,7 +72,9 @@ class Rtn:
         """
 
         def quantize(tensor: LazyTensor) -> Stored | None:
-            return pack(tensor.read(), params.bits, params.group) if params.takes(tensor) else None
+            if not params.takes(tensor):
+                return None
+            return pack(tensor.read(), params.bits, params.group, activations=params.activations)
 
         tag = f"int{params.bits}"
         return compress(context, self.name, params.recorded(), quantize, tag, fidelity=params.fidelity)

@@ -240,3 +240,15 @@ def test_memory_stays_at_a_few_tensors_whatever_the_file_s_size(tmp_path):
     # 160 MB of weights, 4 MB each. Beside a few of those there is the writers' buffer of 32 MB and what
     # torch loads when it first computes; a compressor that holds the file would need 160 MB more.
     assert int(done.stdout) * 1024 < 130e6
+
+
+def test_inputs_are_rounded_for_the_comparison_alone(pipeline, tmp_path):
+    """The same codes with and without; fewer bits of the inputs lose more."""
+    errors, files = [], []
+    for bits in (None, 8, 4):
+        job = tmp_path / str(bits)
+        values = {"bits": 8, "smallest": 256, "activation_bits": bits}
+        errors.append(run_plugin(Rtn(), [pipeline], job, values).report["fidelity"]["error"])
+        files.append(load_file(job / "out/unet/diffusion_pytorch_model.safetensors"))
+    assert errors[0] < errors[1] < errors[2] / 10
+    assert all(torch.equal(files[0][name], files[2][name]) for name in files[0])

@@ -26,15 +26,24 @@ def gptq(weight: Tensor, gram: Tensor, nearest: Packed) -> Packed:
     Raises:
         ValueError: the Gram matrix is not finite.
     """
+    scales, low, high = grid_of(nearest)
+    return with_steps(nearest, compensated(weight.float(), gram, scales, low, high), weight.float())
+
+
+def compensated(weight: Tensor, gram: Tensor, scales: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Whole steps of `scales`, within [low, high], for float32 (rows, K); all but `gram` (K, K) are of that shape.
+
+    Raises:
+        ValueError: the Gram matrix is not finite.
+    """
     if not bool(torch.isfinite(gram).all()):
         raise ValueError("the layer's inputs are NaN or infinite")
-    exact, (scales, low, high) = weight.float(), grid_of(nearest)
     order = gram.diagonal().argsort(descending=True)
-    steps = torch.empty_like(scales)
+    steps = torch.empty_like(weight)
     steps[:, order] = _round(
-        exact[:, order], _factor(gram[order][:, order]), scales[:, order], low[:, order], high[:, order]
+        weight[:, order], _factor(gram[order][:, order]), scales[:, order], low[:, order], high[:, order]
     )
-    return with_steps(nearest, steps, exact)
+    return steps
 
 
 def _factor(gram: Tensor) -> Tensor:

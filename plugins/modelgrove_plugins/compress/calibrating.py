@@ -71,7 +71,7 @@ class Calibration:
     """
 
     def __init__(self, context: Context, model: InputModel, params: CalibratedParams) -> None:
-        self._params, self._rehearsal = params, Rehearsal(context, model, params)
+        self._params, self.rehearsal = params, Rehearsal(context, model, params)
         self._waiting = self._measurable(model)
         self._seen: dict[str, LayerInputs] = {}
 
@@ -85,11 +85,11 @@ class Calibration:
         """Names of the tensors whose layers can be measured, in file order, with the bytes kept of each."""
         from modelgrove_kernels.calibration import LARGEST, SAMPLED, columns_of
 
-        layers = dict(self._rehearsal.network.named_modules())
+        layers = dict(self.rehearsal.network.named_modules())
         found = {}
         for tensor in model.tensors():
             folder, _, path = tensor.name.partition("/")
-            layer = layers.get(path.removesuffix(".weight")) if folder == self._rehearsal.component else None
+            layer = layers.get(path.removesuffix(".weight")) if folder == self.rehearsal.component else None
             columns = columns_of(layer) if layer is not None and self._params.takes(tensor) else None
             if columns is not None and columns <= LARGEST:
                 found[tensor.name] = 4 * columns * (columns + SAMPLED)
@@ -107,8 +107,8 @@ class Calibration:
             size += more
         paths = {name.partition("/")[2].removesuffix(".weight"): name for name in batch}
         self._waiting = {name: size for name, size in self._waiting.items() if name not in batch}
-        with captured(self._rehearsal.network, list(paths)) as found:
-            self._rehearsal.paint()
+        with captured(self.rehearsal.network, list(paths)) as found:
+            self.rehearsal.paint()
         self._seen = {paths[path]: inputs for path, inputs in found.items() if inputs.count}
 
 

@@ -6,13 +6,14 @@ everything that reads or runs these runs GPTQ's. The arithmetic is in kernels/gp
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from modelgrove_hub.contracts import API, Context, Kind, LazyTensor, Params, Result
 from modelgrove_plugins.compress.calibrating import CalibratedParams, Calibration
-from modelgrove_plugins.compress.packed import Stored, matrix_of, pack, pack_as, predict_rounded
+from modelgrove_plugins.compress.packed import Stored, matrix_of, pack, predict_rounded
 from modelgrove_plugins.compress.streaming import compress
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 class GptqParams(CalibratedParams):
     """How coarsely weights are rounded."""
 
-    bits: Literal[8, 4] = Field(4, description="Bits of a weight: 8 or 4.")
-    group_size: Literal[32, 64, 128] = Field(64, description="Inputs that share a scale at 4 bits: 32, 64 or 128.")
+    bits: Literal[8, 4, 3, 2] = Field(4, description="Bits of a weight: 8, 4, 3 or 2.")
+    group_size: Literal[32, 64, 128] = Field(
+        64, description="Inputs that share a scale at 4 bits and below: 32, 64 or 128."
+    )
 
     @property
     def group(self) -> int | None:
@@ -38,7 +41,7 @@ class Gptq:
     name: ClassVar[str] = "gptq"
     kind: ClassVar[Kind] = Kind.COMPRESSOR
     api: ClassVar[int] = API
-    summary: ClassVar[str] = "GPTQ, int4 or int8: calibrated on the model's own pictures, in the files of rtn."
+    summary: ClassVar[str] = "GPTQ, 8 to 2 bits: calibrated on the model's own pictures, in the files of rtn."
     paper: ClassVar[str] = "Frantar et al., GPTQ (arXiv 2210.17323)"
     Params: ClassVar[type[Params]] = GptqParams
 
@@ -77,17 +80,15 @@ def rounded(
         ValueError: a weight is not finite.
     """
     from modelgrove_kernels.calibration import output_error
-    from modelgrove_kernels.gptq import gptq
-    from modelgrove_kernels.packing import dequantize, quantize
+    from modelgrove_kernels.layouts import layout_of, restore
 
     values = tensor.read()
     if inputs is None:
         return pack(values, bits, group, activations)
     matrix = matrix_of(values).float()
-    nearest = quantize(matrix, bits, group)
-    packed = gptq(matrix, inputs.gram, nearest)
-    errors: dict[str, Any] = {
-        name: float(f"{output_error(dequantize(one) - matrix, matrix, inputs.gram):.3e}")
-        for name, one in (("output_error", packed), ("output_error_rtn", nearest))
-    }
-    return pack_as(values, packed, errors, activations)
+    packed, nearest = (pack(values, bits, group, activations, gram) for gram in (inputs.gram, None))
+    errors: dict[str, Any] = {}
+    for name, one in (("output_error", packed), ("output_error_rtn", nearest)):
+        difference = restore(layout_of(one.entry), one.parts) - matrix
+        errors[name] = float(f"{output_error(difference, matrix, inputs.gram):.3e}")
+    return replace(packed, remarks=errors)

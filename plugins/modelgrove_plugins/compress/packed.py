@@ -67,15 +67,26 @@ def axes_of(tensor: Tensor | LazyTensor) -> tuple[int, ...]:
     return (0, *range(2, len(tensor.shape)), 1)
 
 
-def pack(tensor: Tensor, bits: int, group: int | None, activations: Activations | None = None) -> Stored:
-    """Round a tensor of two or more dimensions to nearest, int8 or int4; `activations` are for the manifest.
+def pack(
+    tensor: Tensor, bits: int, group: int | None, activations: Activations | None = None, gram: Tensor | None = None
+) -> Stored:
+    """Round a tensor of two or more dimensions to nearest, or by GPTQ with the Gram matrix of its layer's inputs.
+
+    8 bits are stored as `int8`, 4 as `int4`, fewer as equal steps in a `lut`; `activations` are for the manifest.
 
     Raises:
         ValueError: a value is not finite.
     """
-    from modelgrove_kernels.packing import quantize
+    from modelgrove_kernels.gptq import gptq
+    from modelgrove_kernels.packing import LEVELS, group_width, quantize
+    from modelgrove_kernels.uniform import uniform_parts
 
-    return pack_as(tensor, quantize(matrix_of(tensor), bits, group), activations=activations)
+    matrix = matrix_of(tensor)
+    if bits not in LEVELS:
+        parts, width = uniform_parts(matrix, bits, group, gram), group_width(matrix.shape[1], bits, group)
+        return describe(tensor, parts, layout="lut", bits=bits, group=width, activations=activations)
+    packed = quantize(matrix, bits, group)
+    return pack_as(tensor, packed if gram is None else gptq(matrix, gram, packed), activations=activations)
 
 
 def pack_as(
@@ -128,7 +139,7 @@ def predict_rounded(
     from modelgrove_kernels.packing import group_width
 
     width = group_width(prod(tensor.shape[1:]), bits, group)
-    layout = "int8" if bits == 8 else "int4"
+    layout = {8: "int8", 4: "int4"}.get(bits, "lut")
     return predict(tensor, layout=layout, bits=bits, group=width, activations=activations)
 
 

@@ -1,7 +1,8 @@
-"""Round-to-nearest quantization, int8 or int4: the plain baseline that every other compressor must beat.
+"""Round-to-nearest quantization, 8 to 2 bits: the plain baseline that every other compressor must beat.
 
-int8 is symmetric with one scale an output channel or group; int4 is asymmetric with a scale and a
-zero point a group. Nothing is calibrated. The arithmetic is in kernels/packing.py.
+int8 is symmetric with one scale an output channel or group; int4 is asymmetric with a scale and a zero point a group;
+3 and 2 bits are steps of a scale, one of them more on the side of the largest weight. Nothing is calibrated. The
+arithmetic is in kernels/packing.py and kernels/uniform.py.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 class RtnParams(CompressorParams):
     """How coarsely weights are rounded."""
 
-    bits: Literal[8, 4] = Field(8, description="Bits of a weight: 8 or 4.")
+    bits: Literal[8, 4, 3, 2] = Field(8, description="Bits of a weight: 8, 4, 3 or 2.")
     granularity: Literal["auto", "channel", "group"] = Field(
         "auto", description="What shares a scale: an output channel, or a group of inputs; auto: channel at 8 bits."
     )
@@ -48,12 +49,12 @@ class RtnParams(CompressorParams):
 
 
 class Rtn:
-    """Round the weights of linear layers and convolutions to the nearest of 256 or 16 levels."""
+    """Round the weights of linear layers and convolutions to the nearest level."""
 
     name: ClassVar[str] = "rtn"
     kind: ClassVar[Kind] = Kind.COMPRESSOR
     api: ClassVar[int] = API
-    summary: ClassVar[str] = "Round to nearest, int8 or int4, uncalibrated: fast, and the baseline for all others."
+    summary: ClassVar[str] = "Round to nearest, 8 to 2 bits, uncalibrated: fast, and the baseline for all others."
     paper: ClassVar[str] = ""
     Params: ClassVar[type[Params]] = RtnParams
 

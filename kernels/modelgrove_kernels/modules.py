@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modelgrove_kernels import native
+from modelgrove_kernels.bitstream import unpack_bits
 from modelgrove_kernels.conv import conv2d
 from modelgrove_kernels.conv_panels import Geometry, Panels, to_panels
 from modelgrove_kernels.layouts import Layout, Parts, transform, transform_inputs
 from modelgrove_kernels.matmul import linear_lut4a8, linear_w4a8, prepack, prepack_branch
-from modelgrove_kernels.packing import Packed
+from modelgrove_kernels.packing import Packed, pack_nibbles
 from modelgrove_kernels.reference import LookUp
 
 _LEVELS = 127
@@ -26,17 +27,21 @@ _TRANSFORM = ("smooth", "permutation", "rotation")
 
 
 def has_linear(layout: Layout) -> bool:
-    """Whether `QuantLinear` computes with this layout: 4-bit codes, or 8 bits with one scale a row."""
+    """Whether `QuantLinear` computes with this layout: up to 4 bits a code, or 8 bits with one scale a row."""
     whole = layout.name == "int8" and layout.group >= layout.columns
-    table = layout.name == "lut" and layout.bits == 4 and layout.vector == 1 and layout.group % 2 == 0
+    table = layout.name == "lut" and layout.bits <= 4 and layout.vector == 1 and layout.group % 2 == 0
     return whole or table or layout.name == "int4"
 
 
-def has_conv(layer: nn.Conv2d, layout: Layout) -> bool:
-    """Whether `QuantConv2d` computes this convolution: one group of channels, padded with zeros, inputs not rotated."""
+def has_conv(layer: nn.Conv2d, layout: Layout, parts: Parts) -> bool:
+    """Whether `QuantConv2d` computes this convolution.
+
+    It has one group of channels, is padded with zeros and its inputs are not rotated; a table has equal steps.
+    """
     plain = layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     fits = layout.group >= layout.columns or layout.group % 8 == 0
-    return plain and fits and layout.name in ("int8", "int4") and layout.rotation is None
+    coded = layout.name in ("int8", "int4") or (layout.name == "lut" and _equal_steps(layout, parts) is not None)
+    return plain and fits and layout.rotation is None and coded
 
 
 class QuantLinear(nn.Module):
@@ -66,7 +71,8 @@ class QuantLinear(nn.Module):
         if layout.name == "int8":
             self.whole = _prepack_whole(parts["codes"][:, : layout.columns], parts["scales"], self.bias)
         else:
-            self.weight = prepack(_four_bits(layout, parts))
+            weight = _four_bits(layout, parts)
+            self.weight, self.looked_up = prepack(weight), isinstance(weight, LookUp)
         if "up" in parts:
             self._widen(parts["down"].float(), parts["up"].float())
 
@@ -84,7 +90,7 @@ class QuantLinear(nn.Module):
         inner = transform_inputs(inputs, self.layout, self.transform) if self.ahead else inputs
         if self.layout.name == "int8":
             return self._whole(inner)
-        compute = linear_lut4a8 if self.layout.name == "lut" else linear_w4a8
+        compute = linear_lut4a8 if self.looked_up else linear_w4a8
         outputs: Tensor = compute(inner, self.weight, self.rows, self.layout.group, self.smooth, self.branch, self.bias)
         return outputs
 
@@ -104,11 +110,12 @@ class QuantConv2d(nn.Module):
 
     def __init__(self, layer: nn.Conv2d, layout: Layout, parts: Parts) -> None:
         super().__init__()
-        if not has_conv(layer, layout) or isinstance(layer.padding, str):
+        packed = _codes(layout, parts) if has_conv(layer, layout, parts) else None
+        if packed is None or isinstance(layer.padding, str):
             raise ValueError(f"no kernel computes this convolution with layout {layout.name}")
         self.rows, self.columns = len(parts["scales"]), layout.columns
         self.geometry = Geometry(layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        self.weight: Panels = to_panels(_packed(layout, parts))
+        self.weight: Panels = to_panels(packed)
         self.bias = None if layer.bias is None else layer.bias.detach().float()
         self.smooth, self.down, self.up = (
             parts[name].float() if name in parts else None for name in ("smooth", "down", "up")
@@ -128,18 +135,55 @@ class QuantConv2d(nn.Module):
         return conv2d(inputs, self.weight, self.geometry, self.bias, self.smooth, self.down, self.up)
 
 
+def _codes(layout: Layout, parts: Parts) -> Packed | None:
+    return _packed(layout, parts) if layout.name == "int8" else _steps(layout, parts)
+
+
 def _packed(layout: Layout, parts: Parts) -> Packed:
     return Packed(parts["codes"], parts["scales"], parts.get("zeros"), layout.columns, layout.bits, layout.group)
 
 
 def _four_bits(layout: Layout, parts: Parts) -> Packed | LookUp:
-    if layout.name == "int4":
-        return _packed(layout, parts)
+    """What the 4-bit kernels compute with: codes of equal steps, or else of a table with 16 levels."""
+    steps = _steps(layout, parts)
+    if steps is not None:
+        return steps
     table = parts["table"].float().squeeze(-1)
     largest = table.abs().amax(1, keepdim=True)
     step = torch.where(largest == 0, 1.0, largest / _LEVELS)
-    levels = (table / step).round().to(torch.int8)
-    return LookUp(parts["codes"], levels, parts["scales"].float() * step, layout.columns, layout.group)
+    levels = functional.pad((table / step).round().to(torch.int8), (0, 16 - table.shape[1]))
+    return LookUp(_nibbles(layout, parts), levels, parts["scales"].float() * step, layout.columns, layout.group)
+
+
+def _steps(layout: Layout, parts: Parts) -> Packed | None:
+    """The matrix as `int4`, exactly: it is that, or its one table holds equal steps with zero among them."""
+    if layout.name == "int4":
+        return _packed(layout, parts)
+    found = _equal_steps(layout, parts)
+    if found is None:
+        return None
+    step, zero = found
+    scales = parts["scales"].float() * step
+    zeros = torch.full(scales.shape, zero, dtype=torch.uint8)
+    return Packed(_nibbles(layout, parts), scales, zeros, layout.columns, 4, layout.group)
+
+
+def _equal_steps(layout: Layout, parts: Parts) -> tuple[float, int] | None:
+    """(step, place of zero) of a table of up to 16 levels for all rows, if that is all it says."""
+    if layout.bits > 4 or layout.vector > 1 or layout.group % 2 or len(parts["table"]) > 1:
+        return None
+    levels = parts["table"].float().flatten()
+    step, zero = float(levels[1] - levels[0]), int((levels == 0).float().argmax())
+    even = step and torch.equal((torch.arange(len(levels)) - zero) * step, levels)
+    return (step, zero) if even else None
+
+
+def _nibbles(layout: Layout, parts: Parts) -> Tensor:
+    """Codes of up to 4 bits, two a byte."""
+    if layout.bits == 4:
+        return parts["codes"]
+    count = parts["scales"].shape[1] * layout.group
+    return pack_nibbles(unpack_bits(parts["codes"], layout.bits, count))
 
 
 def _narrow() -> bool:

@@ -8,6 +8,7 @@ from modelgrove_kernels.bitstream import pack_bits
 from modelgrove_kernels.layouts import Layout, decode, transform, transform_inputs
 from modelgrove_kernels.modules import QuantConv2d, QuantLinear, has_conv, has_linear
 from modelgrove_kernels.packing import quantize
+from modelgrove_kernels.uniform import uniform_parts
 
 
 def draw(*shape, seed=0):
@@ -52,7 +53,7 @@ def test_a_table_of_sixteen_levels():
     near(QuantLinear(layout, parts)(x), x @ decode(layout, parts).T, 0.02)
 
 
-@pytest.mark.parametrize("layout", [Layout("sparse", 8, 1, 8), Layout("int8", 64, 8, 32), Layout("lut", 64, 3, 32)])
+@pytest.mark.parametrize("layout", [Layout("sparse", 8, 1, 8), Layout("int8", 64, 8, 32), Layout("lut", 64, 5, 32)])
 def test_layouts_without_a_kernel_are_told(layout):
     assert not has_linear(layout)
     with pytest.raises(ValueError, match="no kernel"):
@@ -74,11 +75,29 @@ def test_a_convolution_is_its_dequantized_kernel_on_rounded_pictures(bits, group
 
 def test_convolutions_without_a_kernel_are_told():
     layout = Layout("int4", 72, 4, 72)
-    assert not has_conv(nn.Conv2d(16, 16, 3, groups=2), layout)
-    assert not has_conv(nn.Conv2d(8, 16, 3, padding="same"), layout)
-    assert not has_conv(nn.Conv2d(8, 16, 3, padding_mode="reflect"), layout)
+    assert not has_conv(nn.Conv2d(16, 16, 3, groups=2), layout, {})
+    assert not has_conv(nn.Conv2d(8, 16, 3, padding="same"), layout, {})
+    assert not has_conv(nn.Conv2d(8, 16, 3, padding_mode="reflect"), layout, {})
     with pytest.raises(ValueError, match="no kernel"):
         QuantConv2d(nn.Conv2d(16, 16, 3, groups=2), layout, {})
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_equal_steps_of_fewer_bits_are_computed_as_four(bits):
+    weight, x = draw(20, 96), draw(3, 96, seed=1)
+    parts, layout = uniform_parts(weight, bits, 32), Layout("lut", 96, bits, 32)
+    near(QuantLinear(layout, parts)(x), x @ decode(layout, parts).T, 0.02)
+    layer, picture = nn.Conv2d(32, 20, (3, 1), bias=False), draw(1, 32, 8, 8, seed=2)
+    plain = nn.functional.conv2d(picture, decode(layout, parts).view(20, 3, 1, 32).permute(0, 3, 1, 2))
+    near(QuantConv2d(layer, layout, parts)(picture), plain, 0.02)
+
+
+def test_a_table_of_eight_unequal_levels_is_widened_to_sixteen():
+    codes = torch.randint(8, (20, 64), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    parts = {"codes": pack_bits(codes, 3), "table": draw(20, 8, 1), "scales": torch.rand(20, 2) + 0.5}
+    layout, x = Layout("lut", 64, 3, 32), draw(3, 64)
+    near(QuantLinear(layout, parts)(x), x @ decode(layout, parts).T, 0.02)
+    assert not has_conv(nn.Conv2d(64, 20, 1), layout, parts)
 
 
 def test_a_four_bit_layer_is_a_sixth_of_float32():

@@ -74,6 +74,6 @@ def _fast(layer: nn.Module, stored: Stored, _clock: Clock) -> nn.Module | None:
     layout = layout_of(stored.entry)
     if isinstance(layer, nn.Linear) and has_linear(layout):
         return QuantLinear(layout, stored.parts, layer.bias)
-    if isinstance(layer, nn.Conv2d) and has_conv(layer, layout):
+    if isinstance(layer, nn.Conv2d) and has_conv(layer, layout, stored.parts):
         return QuantConv2d(layer, layout, stored.parts)
     return None

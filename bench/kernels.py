@@ -27,7 +27,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -38,6 +37,7 @@ from importlib.util import find_spec
 
 import click
 import torch
+from isa import keep_to
 from peers import PEERS, Make
 from rich.console import Console
 from rich.table import Table
@@ -61,13 +61,6 @@ APART = 48e6
 CHECKED = 64
 """Tokens whose outputs are compared."""
 GROUP, RANK = 64, 32
-AVX2 = {
-    "MKL_ENABLE_INSTRUCTIONS": "AVX2",
-    "ONEDNN_MAX_CPU_ISA": "AVX2",
-    "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2",
-    "ATEN_CPU_CAPABILITY": "avx2",
-    "MODELGROVE_ISA": "avx2",
-}
 PEAKS = {
     # Measured in loops on registers. AVX2, Zen 3: vpmaddubsw, vpmaddwd and vpaddd do 1.95 times the multiplications of
     # vfmadd231ps, vpmaddubsw and vpaddw alone, which 4-bit codes allow, 3.25 times (1.84 and 2.84 on Sapphire Rapids).
@@ -278,9 +271,7 @@ def tables(results: list[dict[str, object]]) -> Iterator[Table]:
 @click.option("--isa", type=click.Choice(["avx2"]), help="Keep all libraries to these instructions.")
 def main(quick: bool, as_json: bool, threads: tuple[int, ...], isa: str | None) -> None:
     """Measure quantized linear layers against fp32."""
-    if isa and os.environ.get("MODELGROVE_ISA") != isa:
-        # The libraries read these when they are loaded, which they are.
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | AVX2)
+    keep_to(isa)
     warnings.filterwarnings("ignore", message="torch.quantize_per_tensor")
     with torch.no_grad():
         choice = (QUICK_SIZES, QUICK_TOKENS, QUICK_ROUNDS) if quick else (SIZES, TOKENS, ROUNDS)

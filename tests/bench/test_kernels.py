@@ -1,28 +1,8 @@
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
-
-BENCH = Path(__file__).parents[2] / "bench/kernels.py"
-
-
-@pytest.fixture(scope="module")
-def bench():
-    sys.path.insert(0, str(BENCH.parent))
-    try:
-        spec = importlib.util.spec_from_file_location("bench_kernels", BENCH)
-        module = importlib.util.module_from_spec(spec)
-        # Dataclasses look their module up.
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-        yield module
-    finally:
-        sys.path.remove(str(BENCH.parent))
-        del sys.modules["bench_kernels"]
 
 
 @pytest.fixture

@@ -43,9 +43,14 @@ def quantize_painter(painter: Painter, model: InputModel, quant: str) -> dict[st
         said = "is packed: preview it with --quant packed" if packed else "is not packed: choose w8a8 or w4a8"
         raise UsageError(f"{model.name} {said}")
     count = len(_layers(network))
-    tensors = _read(packed) if packed else _rounded(network, component, *GRIDS[quant])
+    tensors = _read(packed) if packed else _rounded(network, component, quant)
     swapped = swap_layers(network, tensors, make=_fast)
     return {"component": component, "layers": swapped, "of": count, "isa": native.isa()}
+
+
+def quantize_network(network: nn.Module, component: str, quant: str) -> int:
+    """Round a denoiser, a model's `component`, to one of `GRIDS` in place; returns how many layers were replaced."""
+    return swap_layers(network, _rounded(network, component, quant), make=_fast)
 
 
 def _is_weight_of(path: str, component: str) -> bool:
@@ -61,13 +66,13 @@ def _read(files: list[Path]) -> Iterator[tuple[str, Stored | Tensor]]:
         yield from ((name, tensor) for name, tensor in packed_tensors(file) if isinstance(tensor, Stored))
 
 
-def _rounded(network: nn.Module, component: str, bits: int, group: int | None) -> Iterator[tuple[str, Stored | Tensor]]:
-    """The weights that `modelgrove compress` would take."""
+def _rounded(network: nn.Module, component: str, quant: str) -> Iterator[tuple[str, Stored | Tensor]]:
+    """The weights that `modelgrove compress` would take, one after the other."""
     chosen = CompressorParams()
     for path, layer in _layers(network):
         name, weight = f"{path}.weight", layer.get_parameter("weight")
         if chosen.takes_shape(f"{component}/{name}", weight.shape):
-            yield name, pack(weight.detach(), bits, group)
+            yield name, pack(weight.detach(), *GRIDS[quant])
 
 
 def _fast(layer: nn.Module, stored: Stored, _clock: Clock) -> nn.Module | None:

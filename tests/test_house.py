@@ -55,7 +55,9 @@ def test_listing_plugins_imports_nothing_heavy():
     assert done.stdout.strip().endswith("[]"), done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("group", ["modelgrove.commands", "modelgrove.plugins", "modelgrove.dispatchers"])
+@pytest.mark.parametrize(
+    "group", ["modelgrove.commands", "modelgrove.plugins", "modelgrove.exporters", "modelgrove.dispatchers"]
+)
 def test_every_entry_point_of_ours_loads(group):
     ours = [entry for entry in entry_points(group=group) if entry.dist and entry.dist.name == "modelgrove"]
     assert ours

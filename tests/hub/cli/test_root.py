@@ -165,6 +165,20 @@ def test_export_writes_the_very_bytes_and_refuses_a_full_folder(ready, tmp_path)
     assert ready("export", "tiny", str(tmp_path / "out")).returncode == 4
 
 
+def test_export_as_a_format_says_what_became_of_each_tensor(ready, tmp_path):
+    done = ready("export", "tiny", str(tmp_path / "out"), "--as", "dense", "--json")
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert said["files"] == ["tiny.safetensors"]
+    assert set(said["tensors"].values()) == {"as it was"}
+
+
+def test_export_refuses_an_unknown_format_and_a_dry_run_of_one(ready, tmp_path):
+    assert ready("export", "tiny", str(tmp_path / "out"), "--as", "onnx").returncode == 3
+    assert ready("export", "tiny", str(tmp_path / "out"), "--as", "gguf", "--dry-run").returncode == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_rm_forgets_the_model_and_leaves_the_file(ready, tmp_path):
     assert json.loads(ready("rm", "tiny", "--dry-run", "--json").stdout)["would_remove"] == ["local/tiny"]
     assert ready("rm", "tiny").returncode == 0

@@ -43,6 +43,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(30.0, gt=0, description="A running job is taken back when silent this long.")
     max_attempts: int = Field(3, ge=1, description="Attempts before a job is parked as failed.")
     gc_grace_seconds: float = Field(24 * 3600.0, ge=0, description="Unnamed blobs younger than this are kept.")
+    warm_bytes: int = Field(4 << 30, ge=0, description="Memory for models that a worker keeps loaded for previews.")
     hf_token: SecretStr = Field(SecretStr(""), description="Token for a Hugging Face hub.")
 
     @classmethod

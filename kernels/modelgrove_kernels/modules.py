@@ -76,6 +76,12 @@ class QuantLinear(nn.Module):
         if "up" in parts:
             self._widen(parts["down"].float(), parts["up"].float())
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the layer holds; torch keeps its 8-bit codes beside those in its own order."""
+        whole = 2 * self.rows * self.columns if self.layout.name == "int8" else 0
+        return whole + sum(part.nbytes for part in vars(self).values() if isinstance(part, Tensor))
+
     def add_branch(self, down: Tensor, up: Tensor) -> None:
         """Add up · down, (rows, r) and (r, columns), as an adapter adds it: beside the codes, which stay."""
         self._widen(transform(down.float(), self.layout, self.transform), up.float())
@@ -120,6 +126,12 @@ class QuantConv2d(nn.Module):
         self.smooth, self.down, self.up = (
             parts[name].float() if name in parts else None for name in ("smooth", "down", "up")
         )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the layer holds."""
+        parts = [*vars(self).values(), self.weight.codes, self.weight.scales, self.weight.zeros]
+        return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
     def add_branch(self, down: Tensor, up: Tensor) -> None:
         """Add up · down, (rows, r) and (r, C·kh·kw) in the order of torch's weights, as an adapter adds it."""

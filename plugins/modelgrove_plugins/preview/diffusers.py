@@ -8,6 +8,7 @@ what an adapter or a compression changed. The recipe is written into the PNG.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -16,11 +17,13 @@ from modelgrove_hub.contracts import API, Context, InputModel, Kind, Params, Res
 from modelgrove_hub.errors import UsageError
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
     from pathlib import Path
 
     from PIL.Image import Image
 
     from modelgrove_plugins.preview.painter import Painter
+    from modelgrove_plugins.preview.warm import Loaded
 
 PICTURE = "preview.png"
 _ZOO = "ZooPipeline"
@@ -58,21 +61,24 @@ class DiffusersPreviewer:
 
     def run(self, context: Context, params: PreviewParams) -> Result:
         """Paint the grid and keep it as an artefact; the report says what fitted and how it was made."""
+        from modelgrove_plugins.preview.folder import content_hash
         from modelgrove_plugins.preview.picture import arrange, enlarge, save
+        from modelgrove_plugins.preview.warm import borrowed
 
         if not context.inputs:
             raise UsageError("a preview needs a model to paint with")
         weights = _weights(context.inputs[1:], params)
         context.progress(0.0, "loading")
-        painter = open_painter(context.inputs[0], context.temp / "pipeline")
-        quantized = _quantize(painter, context.inputs[0], params.quant)
-        coverage = [_fuse(painter, model, weight) for model, weight in zip(context.inputs[1:], weights, strict=True)]
-        for line in coverage:
-            context.log(
-                f"{line['adapter']} × {line['weight']:g}: {line['matched']} of {line['modules']} modules matched"
-            )
-        pictures = _paint(context, painter, params)
-        recipe = _recipe(context.inputs, weights, params, painter)
+        base, *adapters = context.inputs
+        load = partial(_load, base, context.temp / "pipeline", params.quant)
+        with borrowed(f"{content_hash(base)} {params.quant}", load) as ((painter, quantized), undo):
+            coverage = [_fuse(painter, *one, undo) for one in zip(adapters, weights, strict=True)]
+            for line in coverage:
+                context.log(
+                    f"{line['adapter']} × {line['weight']:g}: {line['matched']} of {line['modules']} modules matched"
+                )
+            pictures = _paint(context, painter, params)
+            recipe = _recipe(context.inputs, weights, params, painter)
         rows = [pictures[i : i + params.images] for i in range(0, len(pictures), params.images)]
         save(arrange([[enlarge(p, params.scale) for p in row] for row in rows]), context.path(PICTURE), recipe)
         context.progress(1.0, "painted")
@@ -105,17 +111,19 @@ def open_painter(model: InputModel, folder: Path) -> Painter:
     return StandardPainter.load(folder, index)
 
 
-def _quantize(painter: Painter, model: InputModel, quant: str) -> dict[str, Any]:
+def _load(model: InputModel, folder: Path, quant: str) -> Loaded:
     from modelgrove_plugins.preview.quantized import quantize_painter
 
-    return {} if quant == "none" else quantize_painter(painter, model, quant)
+    painter = open_painter(model, folder)
+    return painter, {} if quant == "none" else quantize_painter(painter, model, quant)
 
 
-def _fuse(painter: Painter, model: InputModel, weight: float) -> dict[str, Any]:
+def _fuse(painter: Painter, model: InputModel, weight: float, undo: ExitStack | None) -> dict[str, Any]:
     from modelgrove_hub.formats.adapters import read_adapter
     from modelgrove_plugins.preview.fusing import fuse
 
-    return {"adapter": model.name, "weight": weight, **fuse(painter.networks, read_adapter(model), model.name, weight)}
+    coverage = fuse(painter.networks, read_adapter(model), model.name, weight, undo)
+    return {"adapter": model.name, "weight": weight, **coverage}
 
 
 def _paint(context: Context, painter: Painter, params: PreviewParams) -> list[Image]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,8 +20,12 @@ _QUANTIZED = (QuantLinear, QuantConv2d)
 _SHOWN = 5
 
 
-def fuse(networks: Mapping[str, nn.Module], adapter: Adapter, name: str, weight: float) -> dict[str, Any]:
+def fuse(
+    networks: Mapping[str, nn.Module], adapter: Adapter, name: str, weight: float, undo: ExitStack | None = None
+) -> dict[str, Any]:
     """Add the adapter's products to the layers they belong to; returns how much of it fitted.
+
+    When `undo` closes, the layers are again what they were.
 
     To a quantized layer they are added as a branch of their rank: its codes stay as they are.
 
@@ -38,6 +43,8 @@ def fuse(networks: Mapping[str, nn.Module], adapter: Adapter, name: str, weight:
         if layer is None:
             missing.append(key)
         else:
+            if undo is not None:
+                _keep(layer, undo)
             _add(layer, factors, f"{name}, module {key}", weight)
     matched = len(adapter.modules) - len(missing)
     if matched == 0:
@@ -67,6 +74,15 @@ def _layers(networks: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]
 
 def _flat(name: str) -> str:
     return name.replace(".", "_")
+
+
+def _keep(layer: nn.Module, undo: ExitStack) -> None:
+    if isinstance(layer, _QUANTIZED):
+        branch = {name: part for name, part in vars(layer).items() if name in ("down", "up", "branch")}
+        undo.callback(vars(layer).update, branch)
+    else:
+        values = layer.get_parameter("weight").data
+        undo.callback(values.copy_, values.clone())
 
 
 @torch.no_grad()

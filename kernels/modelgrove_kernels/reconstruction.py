@@ -50,8 +50,9 @@ class LearnedRounding(nn.Module):
     RATE = 0.3
     """Some hundred steps must carry a choice across; AdaRound's 1e-3 is for 20,000."""
 
-    def __init__(self, weight: Tensor, lower: Tensor, upper: Tensor) -> None:
+    def __init__(self, weight: Tensor, lower: Tensor, upper: Tensor, rate: float = RATE) -> None:
         super().__init__()
+        self._rate = rate
         self.lower, self.step = lower, upper - lower
         place = ((weight - lower) / torch.where(self.step == 0, 1.0, self.step)).clamp(0, 1)
         share = (place + (_STRETCH - 1) / 2) / _STRETCH
@@ -70,7 +71,7 @@ class LearnedRounding(nn.Module):
 
     def rates(self) -> Sequence[tuple[nn.Parameter, float]]:
         """V."""
-        return [(self.choice, self.RATE)]
+        return [(self.choice, self._rate)]
 
     @torch.no_grad()
     def decided(self) -> Tensor:

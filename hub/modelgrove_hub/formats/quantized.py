@@ -67,6 +67,18 @@ class Activations(_Strict):
     intervals: PositiveInt = 1
 
 
+class AttentionMap(_Strict):
+    """How the attention probabilities that weigh this layer's outputs are rounded: it makes a cross-attention's values.
+
+    log2: p ≈ δ · 2^-k with k in 0 … 2^bits - 1, and δ the largest probability of the sample, found when it comes.
+    """
+
+    bits: Annotated[int, Field(ge=2, le=8)]
+    kind: Literal["log2"] = "log2"
+    start: bool = False
+    """Whether those of the first token are left as they are, and count not for δ."""
+
+
 class PackedTensor(_Strict):
     """One quantized tensor, seen as a matrix: rows are the first of `axes`, columns all others in that order."""
 
@@ -88,6 +100,7 @@ class PackedTensor(_Strict):
     rank: Annotated[int, Field(ge=0)] = 0
     """Of a branch in full precision, X.up · X.down, beside the codes."""
     activations: Activations | None = None
+    attention: AttentionMap | None = None
     dtype: str
     """Of the original, as safetensors writes it."""
     shape: tuple[PositiveInt, ...]

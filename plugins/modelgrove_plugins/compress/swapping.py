@@ -16,6 +16,7 @@ from modelgrove_hub.store.tensors import tensors_of
 from modelgrove_kernels.calls import timestep_of
 from modelgrove_kernels.emulation import ActivationRule, Clock, EmulatedConv2d, EmulatedLinear
 from modelgrove_kernels.layouts import layout_of
+from modelgrove_plugins.compress.attention import round_attention
 from modelgrove_plugins.compress.packed import Stored, unpack
 
 if TYPE_CHECKING:
@@ -53,13 +54,18 @@ def quantized_copy(
 ) -> nn.Module:
     """A copy of `network` whose tensors are `tensors` where they are named ("conv_in.weight"), its own elsewhere.
 
-    The clock of its layers is set by the timestep of each forward pass, against the bounds `timesteps`.
+    The clock of its layers is set by the timestep of each forward pass, against the bounds `timesteps`. Attention is
+    rounded as its values' entries say.
 
     Raises:
-        UsageError: the network has no such tensor, or it has another shape.
+        UsageError: the network has no such tensor, it has another shape, or is no cross-attention's that is to be one.
     """
     copy = deepcopy(network)
     swap_layers(copy, tensors.items(), timesteps, make)
+    for name, tensor in tensors.items():
+        wanted = tensor.entry.attention if isinstance(tensor, Stored) else None
+        if wanted is not None:
+            round_attention(copy, name.removesuffix(".to_v.weight"), wanted.bits, wanted.start)
     return copy
 
 

@@ -2,7 +2,7 @@
 
 The original paints a few pictures, and every call of its network is kept. The packed network, its
 activations rounded as the manifest says, answers the same calls (so that errors do not add up along
-a trajectory), and paints the same pictures. This costs two small previews, and one more pass over the calls.
+a trajectory), and paints the same pictures. This costs two small previews, and three more passes over the calls.
 Everything outside the denoiser is the original's.
 """
 
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from modelgrove_kernels.calls import Call, output_of, recorded
+from modelgrove_plugins.compress.perception import features, frechet, perceptual
 from modelgrove_plugins.compress.swapping import quantized_copy
 from modelgrove_plugins.preview.diffusers import PreviewParams
 
@@ -60,16 +61,21 @@ class Comparison:
         self, tensors: Mapping[str, Stored | Tensor], timesteps: Sequence[int], sheet: Path, title: str
     ) -> dict[str, Any]:
         """The packed network's error and PSNR as JSON values; writes the pictures side by side to `sheet`."""
-        network = quantized_copy(self.painter.networks[self.component], tensors, timesteps)
+        original = self.painter.networks[self.component]
+        network = quantized_copy(original, tensors, timesteps)
         error = epsilon_error(network, self.calls)
         self.painter.swap(self.component, network)
-        pictures = _paint(self.painter)
+        with recorded(network) as calls:
+            pictures = _paint(self.painter)
+        seen, seen_now = features(original, self.calls), features(original, calls)
         _save(sheet, {"original": self.pictures, title: pictures})
         lost = psnr(self.pictures, pictures)
         return {
             "error": rounded(error.overall),
             "by_timestep": [[time, rounded(value)] for time, value in error.by_timestep],
             "psnr_db": None if lost == inf else round(lost, 2),
+            "perceptual": rounded(perceptual(seen, seen_now)),
+            "frechet": rounded(frechet(seen, seen_now)),
             "pictures": len(pictures),
             "steps": _PARAMS.steps,
         }

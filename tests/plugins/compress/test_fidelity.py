@@ -66,6 +66,8 @@ def test_more_bits_are_more_faithful_and_the_sheet_shows_both(pipeline, tmp_path
     eight, four = (compress(pipeline, tmp_path / f"{bits}", bits=bits).report["fidelity"] for bits in (8, 4))
     assert 0 < eight["error"] < four["error"] / 10
     assert eight["psnr_db"] > four["psnr_db"] + 10
+    assert 0 < eight["perceptual"] < four["perceptual"] / 3
+    assert eight["frechet"] < four["frechet"]
     assert len(four["by_timestep"]) == four["steps"] == 8
     with Image.open(tmp_path / "4/out/sheet.png") as sheet, Image.open(tmp_path / "4/out/layers.png") as plot:
         # Two columns of two pictures, 128 pixels each, beside their labels.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from modelgrove_kernels.floating import round_floating
 from modelgrove_kernels.layouts import Layout, Parts, decode, restore, transform_inputs
 from modelgrove_kernels.packing import unfold
 
@@ -31,6 +32,7 @@ class ActivationRule:
     bits: int
     ranges: str = "token"
     width: int = 0
+    exponent: int = 0
 
 
 def round_symmetric(values: Tensor, bits: int, dims: Sequence[int]) -> Tensor:
@@ -75,12 +77,18 @@ def _round_dynamic(values: Tensor, rule: ActivationRule, parts: Parts, channel: 
             rounded.index_copy_(channel, places, _round_dynamic(chosen, rule, {}, channel))
         return rounded
     if channel == 1:
-        return round_symmetric(values, rule.bits, range(1, values.ndim))
+        return _round_own(values, rule, range(1, values.ndim))
     if not rule.width or rule.width >= values.shape[-1]:
-        return round_symmetric(values, rule.bits, [-1])
+        return _round_own(values, rule, [-1])
     columns = values.shape[-1]
     cut = functional.pad(values, (0, -columns % rule.width)).reshape(*values.shape[:-1], -1, rule.width)
-    return round_symmetric(cut, rule.bits, [-1]).flatten(-2)[..., :columns]
+    return _round_own(cut, rule, [-1]).flatten(-2)[..., :columns]
+
+
+def _round_own(values: Tensor, rule: ActivationRule, dims: Sequence[int]) -> Tensor:
+    if rule.exponent:
+        return round_floating(values, rule.bits, rule.exponent, dims)
+    return round_symmetric(values, rule.bits, dims)
 
 
 class EmulatedLinear(nn.Module):

@@ -47,6 +47,20 @@ def test_groups_within_a_token_have_scales_of_their_own():
     assert torch.equal(ragged[:, 8:], round_symmetric(values[:, 8:11], 4, [-1]))
 
 
+def test_floating_inputs_have_torch_s_fp8_values_of_their_own_maximum():
+    values = draw(3, 40) * draw(3, 1, seed=1).exp()
+    found = round_activations(values, ActivationRule(8, exponent=4), {}, 0)
+    scale = values.abs().amax(1, keepdim=True) / 240  # the largest value of E4M3 with this bias
+    wanted = (values / scale).to(torch.float8_e4m3fnuz).float() * scale
+    assert torch.equal(found, wanted)
+    pictures = values.view(3, 10, 2, 2)
+    torch.testing.assert_close(
+        round_activations(pictures, ActivationRule(8, exponent=4), {}, 0, channel=1).flatten(1), wanted
+    )
+    halves = round_activations(values, ActivationRule(8, width=20, exponent=4), {}, 0)
+    assert torch.equal(halves[:, :20], round_activations(values[:, :20], ActivationRule(8, exponent=4), {}, 0))
+
+
 @pytest.mark.parametrize("channel", [-1, 1])
 def test_channel_groups_are_rounded_apart(channel):
     shape = (2, 5, 6) if channel == -1 else (2, 6, 3, 3)

@@ -57,14 +57,24 @@ class Activations(_Strict):
     `token`: each row of the input, or each `width` columns of it, has a scale of its own, found when it comes
     (symmetric); a convolution's "row" is the whole picture. `static`: one range is stored for all. `timestep`: a
     range is stored for each interval of the manifest's `timesteps`. With several `groups`, each input channel
-    belongs to one of them, and each has a range of its own.
+    belongs to one of them, and each has a range of its own. With `exponent` bits of an exponent values are floating
+    point (4 of 8 bits: E4M3), the scale's largest value on the grid; `token` alone has that.
     """
 
     bits: Annotated[int, Field(ge=2, le=8)]
+    exponent: Annotated[int, Field(ge=0, le=5)] = 0
     ranges: Literal["token", "static", "timestep"] = "token"
     width: Annotated[int, Field(ge=0)] = 0
     groups: Annotated[int, Field(ge=1, le=256)] = 1
     intervals: PositiveInt = 1
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.exponent >= self.bits:
+            raise ValueError(f"{self.exponent} bits of an exponent and a sign do not fit into {self.bits} bits")
+        if self.exponent and self.ranges != "token":
+            raise ValueError(f"floating-point activations have no {self.ranges} ranges")
+        return self
 
 
 class AttentionMap(_Strict):

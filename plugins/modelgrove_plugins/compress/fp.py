@@ -14,6 +14,7 @@ from pydantic import Field
 
 from modelgrove_hub.contracts import API, Context, Kind, LazyTensor, Params, Result
 from modelgrove_hub.errors import DataError
+from modelgrove_hub.formats.quantized import Activations
 from modelgrove_plugins.compress.packed import Stored, axes_of, describe, matrix_of, predict
 from modelgrove_plugins.compress.reconstructing import LearnedParams, learned
 from modelgrove_plugins.compress.streaming import compress
@@ -31,8 +32,16 @@ class FpParams(LearnedParams):
 
     bits: Literal[8, 4] = Field(4, description="Bits of a weight: 8 or 4.")
     group_size: Literal[16, 32, 64, 128] | None = Field(
-        None, description="Inputs that share a bias: 16, 32, 64 or 128; unset: one a row, as published."
+        None, description="Inputs that share a bias: 16, 32, 64 or 128; unset: one a row."
     )
+    activation_format: Literal["e2m5", "e3m4", "e4m3", "e5m2"] | None = Field(
+        None, description="Format of a layer's inputs, each scaled by its own maximum; unset: they are not rounded."
+    )
+
+    @property
+    def activations(self) -> Activations | None:
+        """Of all layers."""
+        return None if self.activation_format is None else Activations(bits=8, exponent=int(self.activation_format[1]))
 
 
 class Fp:
@@ -52,7 +61,9 @@ class Fp:
         columns = 1
         for size in tensor.shape[1:]:
             columns *= size
-        return predict(tensor, layout="lut", bits=params.bits, group=_width(columns, params))
+        return predict(
+            tensor, layout="lut", bits=params.bits, group=_width(columns, params), activations=params.activations
+        )
 
     def run(self, context: Context, params: FpParams) -> Result:
         """Learn block by block, then write; each layer's report has its format, e2m1 say.
@@ -80,7 +91,9 @@ class Fp:
             values = tensor.read()
             grid = grids.pop(tensor.name, None) or _grid(tensor.name, values, params)
             parts = found.pop(tensor.name, None) or grid.parts()
-            stored = describe(values, parts, layout="lut", bits=params.bits, group=grid.width)
+            stored = describe(
+                values, parts, layout="lut", bits=params.bits, group=grid.width, activations=params.activations
+            )
             return replace(stored, remarks={"format": grid.name})
 
         return compress(context, self.name, params.recorded(), quantize, f"fp{params.bits}", fidelity=params.fidelity)

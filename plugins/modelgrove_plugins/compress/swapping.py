@@ -117,7 +117,9 @@ def _replace(network: nn.Module, path: str, layer: nn.Module) -> None:
 
 
 def _rule(activations: Activations | None) -> ActivationRule | None:
-    return ActivationRule(activations.bits, activations.ranges, activations.width) if activations else None
+    if activations is None:
+        return None
+    return ActivationRule(activations.bits, activations.ranges, activations.width, activations.exponent)
 
 
 def _teller(clock: Clock, timesteps: Sequence[int]) -> Callable[..., None]:

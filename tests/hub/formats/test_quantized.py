@@ -125,6 +125,11 @@ def test_the_original_tensors_are_told_from_the_parts():
         ({"tensors": {"x": {**ENTRY, "block": 4}}}, "there is none"),
         ({"tensors": {"x": {**ENTRY, "rank": 2**60}}}, "rank"),
         ({"tensors": {"x": {**ENTRY, "activations": {"bits": 1}}}}, "activations.bits"),
+        ({"tensors": {"x": {**ENTRY, "activations": {"bits": 4, "exponent": 4}}}}, "do not fit into 4 bits"),
+        (
+            {"tensors": {"x": {**ENTRY, "activations": {"bits": 8, "exponent": 4, "ranges": "static"}}}},
+            "no static ranges",
+        ),
     ],
 )
 def test_a_manifest_that_breaks_a_rule_is_refused(change, message):

@@ -54,6 +54,19 @@ def test_eight_bits_and_groups_of_a_model_that_cannot_paint(tmp_path):
     assert errors == sorted(errors, reverse=True)
 
 
+def test_inputs_of_fp8_are_in_the_manifest_and_in_the_comparison(pipeline, tmp_path):
+    values = {"smallest": 256, "bits": 8, "iterations": 0}
+    plain, both = (
+        run_plugin(Fp(), [pipeline], tmp_path / str(name) / "job", {**values, "activation_format": name}).report
+        for name in (None, "e5m2")
+    )
+    entries = manifest_of(tmp_path / "e5m2" / FILE).tensors.values()
+    assert {(entry.activations.bits, entry.activations.exponent) for entry in entries} == {(8, 5)}
+    # Two bits of mantissa lose more than the weights' best format.
+    assert both["fidelity"]["error"] > 2 * plain["fidelity"]["error"]
+    assert both["bytes_after"] == plain["bytes_after"]
+
+
 def test_a_weight_that_is_not_finite_is_named(tmp_path):
     save_file({"a.weight": torch.full((8, 8), torch.inf)}, tmp_path / "m.safetensors")
     with pytest.raises(DataError, match=r"a\.weight: NaN"):

@@ -1,4 +1,4 @@
-"""Attention probabilities on a logarithmic grid (Ryu et al., DGQ, ICLR 2025, arXiv 2501.04304, section 4.2).
+"""Attention probabilities on a logarithmic grid (Ryu et al., DGQ, ICLR 2025, arXiv 2501.04304).
 
 Most probabilities of a caption's words are tiny, and a few decide what is painted: a grid of powers of two keeps both.
 """

@@ -1,4 +1,4 @@
-"""The part of a denoiser that sees nothing but the timestep (Huang et al., TFMQ-DM, arXiv 2311.16503, section 3).
+"""The part of a denoiser that sees nothing but the timestep (Huang et al., TFMQ-DM, arXiv 2311.16503).
 
 emb_{t,i} = g_i(h(t)): a sinusoid of t, an MLP h, and in each block a linear layer g_i behind an activation. Where
 captions, classes or sizes are added to h(t), emb_{t,i} = g_i(h(t) + a) with what was added in some calls.

@@ -2,8 +2,8 @@
 
 Outliers decide what a text-to-image model paints, and in each layer they belong to some channels or to some pixels. A
 layer whose channels differ more than its pixels gets groups of like channels with a range each, the others a scale for
-each pixel (section 4.1). Attention to a caption is rounded to powers of two, scaled by each prompt, the first token's
-peak kept apart (section 4.2). Weights are rounded to nearest: the method needs no tuning of them.
+each pixel. Attention to a caption is rounded to powers of two, scaled by each prompt, the first token's
+peak kept apart. Weights are rounded to nearest: the method needs no tuning of them.
 """
 
 from __future__ import annotations

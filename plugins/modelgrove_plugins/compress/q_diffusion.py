@@ -1,10 +1,10 @@
 """Q-Diffusion (Li et al., ICCV 2023, arXiv 2302.04304): weights learned block by block, shortcuts split.
 
 What a denoiser computes changes over its steps, so weights and ranges are fitted to inputs from all of them, drawn
-evenly: the model itself paints, no data set is needed (section 3.2, "timestep-aware calibration"). Rounding is learned
-for a whole block at once (section 3.3, after BRECQ). Where an up-block joins hidden states and skipped ones, the two
+evenly: the model itself paints, no data set is needed ("timestep-aware calibration"). Rounding is learned
+for a whole block at once, after BRECQ. Where an up-block joins hidden states and skipped ones, the two
 have very different ranges, so each has a range of activations of its own, and no group of weights reaches from one into
-the other (section 3.4, "split quantization").
+the other ("split shortcut quantization").
 
 Not of the paper: learning may start from GPTQ's codes, each of which may then move one step towards its weight.
 """
@@ -67,7 +67,7 @@ class QDiffusion:
     Params: ClassVar[type[Params]] = QDiffusionParams
 
     def run(self, context: Context, params: QDiffusionParams) -> Result:
-        """Paint, learn block by block, paint again for the ranges; each layer's report says where it was split.
+        """Paint for the ranges, paint again and learn block by block; each layer's report says where it was split.
 
         Layers whose inputs were not seen (a text encoder's, say) are rounded to nearest, their activations are not.
 

@@ -182,7 +182,10 @@ class Time:
             with torch.no_grad():
                 call = Call(0.0, (samples, times), {}, self.block(samples, times))
             weights = {f"{inside}.weight": layer[-1] for inside, layer in layers.items()}
-            reconstruct(self.block, weights, [call], params.temporal_iterations, context.generator())
+            reconstruct(
+                self.block, weights, [call], params.temporal_iterations, context.generator(),
+                lambda _done: context.progress(0.0, "learning what timesteps become"),
+            )  # fmt: skip
         seen = [self.block.inputs(*one) for one in sets]
         for inside, (name, weight, grid, rounding) in layers.items():
             ranges = torch.stack([torch.stack(torch.aminmax(inputs[inside])) for inputs in seen])[:, None]

@@ -4,8 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from modelgrove_hub.contracts import Cancelled
 from modelgrove_hub.formats.quantized import manifest_of
-from modelgrove_hub.testing import run_plugin
+from modelgrove_hub.testing import LocalContext, run_plugin
 from modelgrove_kernels import temporal
 from modelgrove_plugins.compress.tfmq import Tfmq, TfmqParams
 
@@ -84,3 +85,13 @@ def test_sixteen_bits_of_activations_have_no_timesteps(pipeline, tmp_path):
     assert manifest.timesteps == ()
     assert all(entry.activations is None for entry in manifest.tensors.values())
     assert report["temporal"]["error"] > 0
+
+
+def test_a_cancel_is_heard_while_time_is_learned(pipeline, tmp_path):
+    class Stopped(LocalContext):
+        def progress(self, done, message=""):
+            if "timesteps" in message:
+                raise Cancelled
+
+    with pytest.raises(Cancelled), Stopped(tmp_path, [pipeline]) as context:
+        Tfmq().run(context, TfmqParams(smallest=256, pictures=1, steps=1))

@@ -109,10 +109,10 @@ class Codebook:
 class Assignment(nn.Module):
     """A weight of a layer's `shape`, its axes in packed order `axes`, under learning: a `reconstruction.Relaxed`."""
 
-    RATE = 0.05
-    """Of z, as published."""
-    ENTRY_RATE = 2e-3
-    """Of the entries, whose root mean square is about one; the published 1e-4 is for thousands of steps."""
+    RATE = 0.5
+    """Of z: some hundred steps must carry a choice across; the published 0.05 is for thousands."""
+    ENTRY_RATE = 1e-3
+    """Of the entries, whose root mean square is about one; published 1e-4."""
 
     def __init__(self, book: Codebook, shape: Sequence[int], axes: Sequence[int]) -> None:
         super().__init__()

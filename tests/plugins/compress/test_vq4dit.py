@@ -38,7 +38,7 @@ def test_learned_codebooks_lose_less_than_k_means_in_the_same_bytes(tmp_path):
             for steps in (0, 50)
         )
     assert own["bytes_after"] == plain["bytes_after"]
-    assert own["fidelity"]["error"] < plain["fidelity"]["error"]
+    assert own["fidelity"]["error"] < 0.9 * plain["fidelity"]["error"]
     assert all(0 < layer["moved"] < 0.5 for layer in own["layers"])
     assert all("moved" not in layer for layer in plain["layers"])
 

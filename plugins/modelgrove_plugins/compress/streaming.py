@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -112,7 +114,7 @@ def _stream(
 ) -> dict[str, PackedTensor]:
     """Write the tensors of one file; returns the manifest's entries."""
     packed: dict[str, PackedTensor] = {}
-    for tensor in tensors:
+    for tensor in _ahead(tensors):
         context.progress(0.9 * tally.before / max(1, tally.total), tensor.name)
         result = _quantized(quantize, tensor)
         if result is not None:
@@ -128,6 +130,34 @@ def _stream(
             tally.layers.append(_layer(tensor, result))
     tally.kept += len(tensors) - len(packed)
     return packed
+
+
+@dataclass
+class _Coming:
+    """A tensor that is read, or being read."""
+
+    name: str
+    key: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+    values: Future[Tensor]
+
+    def read(self) -> Tensor:
+        """The values, the same each time: they are not to be changed."""
+        return self.values.result()
+
+
+def _ahead(tensors: Sequence[LazyTensor]) -> Iterator[LazyTensor]:
+    """The tensors, each read while the one before it is worked on."""
+    with ThreadPoolExecutor(1) as reader:
+        coming = deque[_Coming]()
+        for tensor in tensors:
+            values = reader.submit(tensor.read)
+            coming.append(_Coming(tensor.name, tensor.key, tensor.file, tensor.dtype, tensor.shape, values))
+            if len(coming) > 1:
+                yield coming.popleft()
+        yield from coming
 
 
 def _quantized(quantize: Quantize, tensor: LazyTensor) -> Stored | Tensor | None:

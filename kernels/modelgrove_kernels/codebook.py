@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from modelgrove_kernels.bitstream import pack_bits
-from modelgrove_kernels.packing import chunks, unfold
+from modelgrove_kernels.packing import chunks, stored, unfold
 
 ROUNDS = 20
 """Of k-means, at most."""
@@ -88,7 +88,7 @@ class Codebook:
         if not bool(torch.isfinite(exact).all()):
             raise ValueError("NaN or infinite values cannot be quantized")
         self.bits, self.vector, self.columns = bits, vector, weight.shape[1]
-        self.scales = _stored(exact)
+        self.scales = stored(exact.double().square().mean(1, keepdim=True).sqrt().float())
         self.points = functional.pad(exact / self.scales.float(), (0, -self.columns % vector)).view(-1, vector)
         """Sub-vectors (n, vector) of all rows over their scales, the last of a row padded with zeros."""
         self.entries = kmeans(self.points, 2**bits, generator)
@@ -148,12 +148,3 @@ class Assignment(nn.Module):
     def decided(self) -> Tensor:
         """The entry (n,) that each sub-vector chose."""
         return torch.where(self.choice >= 0, self.candidates[:, 0], self.candidates[:, 1])
-
-
-def _stored(exact: Tensor) -> Tensor:
-    """The rows' root mean squares (rows, 1): float16 if all are in its normal range, else float32; 1 for zeros."""
-    scales = exact.double().square().mean(1, keepdim=True).sqrt().float()
-    scales = torch.where(scales == 0, 1.0, scales)
-    small = torch.finfo(torch.float16)
-    fits = bool(((scales >= small.smallest_normal) & (scales <= small.max)).all())
-    return scales.half() if fits else scales

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from modelgrove_kernels.bitstream import pack_bits
-from modelgrove_kernels.packing import chunks
+from modelgrove_kernels.packing import chunks, stored
 
 SPLITS = {4: (1, 2, 3), 8: (2, 3, 4, 5)}
 """Bits → exponent bits of the search."""
@@ -116,15 +116,8 @@ class FloatGrid:
                 best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
             scales[part] = best.squeeze(-1)
             total += float(least.double().sum())
-        return total, _stored(scales)
+        return total, stored(scales)
 
     def _grouped(self, rows: Tensor) -> Tensor:
         padded = functional.pad(rows, (0, self.groups * self.width - self.columns))
         return padded.view(len(rows), self.groups, self.width)
-
-
-def _stored(scales: Tensor) -> Tensor:
-    """Float16 if every scale is in its normal range, else float32."""
-    small = torch.finfo(torch.float16)
-    fits = bool(((scales >= small.smallest_normal) & (scales <= small.max)).all())
-    return scales.half() if fits else scales

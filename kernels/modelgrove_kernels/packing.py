@@ -139,6 +139,14 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
     return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
 
 
+def stored(scales: Tensor) -> Tensor:
+    """Float16 if every scale is in its normal range, else float32. A group of zeros has scale one."""
+    scales = torch.where(scales == 0, 1.0, scales)
+    small = torch.finfo(torch.float16)
+    fits = bool(((scales >= small.smallest_normal) & (scales <= small.max)).all())
+    return scales.half() if fits else scales
+
+
 def chunks(rows: int, columns: int) -> Iterator[slice]:
     """Slices of rows that cover all of them, each of at most `CHUNK` elements or one row."""
     step = max(1, CHUNK // max(1, columns))
@@ -176,10 +184,10 @@ def _grid(weight: Tensor, bits: int, width: int, groups: int) -> tuple[Tensor, T
     if not bool(torch.isfinite(low).all() and torch.isfinite(high).all()):
         raise ValueError("NaN or infinite values cannot be quantized")
     if bits == 8:
-        return _stored(torch.maximum(-low, high) / LEVELS[8]), None
+        return stored(torch.maximum(-low, high) / LEVELS[8]), None
     low, high = low.clamp_max(0), high.clamp_min(0)
     # Divided before the subtraction: the range of float32's extremes would overflow.
-    scales = _stored(high / LEVELS[4] - low / LEVELS[4])
+    scales = stored(high / LEVELS[4] - low / LEVELS[4])
     return scales, (-low / scales.float()).round_().clamp_(0, LEVELS[4]).to(torch.uint8)
 
 
@@ -197,14 +205,6 @@ def _energy(values: Tensor) -> float:
     total = float(torch.dot(flat, flat))
     # Values above 1e19 overflow float32's squares; float64 is right but five times slower.
     return total if math.isfinite(total) else float(flat.double().square().sum())
-
-
-def _stored(scales: Tensor) -> Tensor:
-    """Float16 if every scale is in its normal range, else float32. A group of zeros has scale one."""
-    scales = torch.where(scales == 0, 1.0, scales)
-    small = torch.finfo(torch.float16)
-    fits = bool(((scales >= small.smallest_normal) & (scales <= small.max)).all())
-    return scales.half() if fits else scales
 
 
 def _grouped(rows: Tensor, width: int, groups: int) -> Tensor:

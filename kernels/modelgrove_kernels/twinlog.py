@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from modelgrove_kernels.bitstream import pack_bits
-from modelgrove_kernels.packing import chunks
+from modelgrove_kernels.packing import chunks, stored
 
 SHIFTS = (0.0, 0.001, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 """η of the search."""
@@ -36,7 +36,7 @@ def twin_log_parts(weight: Tensor, bits: int) -> dict[str, Tensor]:
     exact = weight.float()
     if not bool(torch.isfinite(exact).all()):
         raise ValueError("NaN or infinite values cannot be quantized")
-    scales = _stored(exact.abs().amax(1, keepdim=True))
+    scales = stored(exact.abs().amax(1, keepdim=True))
     tables, codes = [], []
     for part in chunks(*exact.shape):
         shares = exact[part] / scales[part].float()
@@ -116,11 +116,3 @@ def _errors(shares: Tensor, positive: Tensor, logs: Tensor, start: Tensor, step:
     squares = sizes.sub_(shares.abs()).square_()
     upper = (squares * positive).sum(1)
     return torch.stack([squares.sum(1) - upper, upper], 1)
-
-
-def _stored(scales: Tensor) -> Tensor:
-    """Float16 if every scale is in its normal range, else float32. A row of zeros has scale one."""
-    scales = torch.where(scales == 0, 1.0, scales)
-    small = torch.finfo(torch.float16)
-    fits = bool(((scales >= small.smallest_normal) & (scales <= small.max)).all())
-    return scales.half() if fits else scales

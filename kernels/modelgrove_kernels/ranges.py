@@ -11,9 +11,9 @@ from torch import Tensor
 from modelgrove_kernels.calibration import LayerInputs
 from modelgrove_kernels.emulation import round_to_ranges
 
-SHRUNK = 80
-"""Ranges that are tried for each end: 1, .99 … .21 of what was seen."""
-_VALUES = 1 << 15
+SHRUNK = 40
+"""Ranges that are tried for each end: 1, .98 … .22 of what was seen."""
+_VALUES = 1 << 13
 """Values that a search looks at."""
 _NORM = 2.4
 """Of the errors, as in BRECQ's search: what is cut off counts for more than in a squared error."""
@@ -34,7 +34,7 @@ def best_range(values: Tensor, bits: int) -> tuple[float, float]:
         raise ValueError("the layer's inputs are NaN or infinite")
     low, high = min(low, 0.0), max(high, 0.0)
     some = _some(values.float().flatten())
-    shares = 1 - torch.arange(SHRUNK) / 100
+    shares = 1 - torch.arange(SHRUNK) / 50
     for left, right in ((shares, shares), (torch.ones(1), shares), (shares, torch.ones(1))):
         lows, highs = (end.expand(SHRUNK) for end in (left * low, right * high))
         errors = [_error(some, bits, one, other) for one, other in zip(lows, highs, strict=True)]

@@ -11,7 +11,7 @@ from modelgrove_plugins.compress.packed import pack
 from modelgrove_plugins.compress.q_diffusion import QDiffusion
 
 FILE = "out/unet/diffusion_pytorch_model.safetensors"
-VALUES = {"smallest": 256, "pictures": 16, "steps": 8}
+VALUES = {"smallest": 256, "pictures": 4, "steps": 4}
 PARAMS = DgqParams(activation_bits=6)
 
 
@@ -70,7 +70,8 @@ def test_inputs_that_are_not_finite_are_refused():
 
 
 def test_groups_lose_less_than_one_range_for_all(pipeline, tmp_path):
-    values = {**VALUES, "bits": 8, "activation_bits": 4}
+    # Ranges of few pictures do not hold for others.
+    values = {**VALUES, "pictures": 16, "bits": 8, "activation_bits": 4}
     found = packed(pipeline, tmp_path / "dgq", **values, attention=False)[0]["fidelity"]["error"]
     plain = run_plugin(QDiffusion(), [pipeline], tmp_path / "static", {**values, "iterations": 0}).report
     assert found < 0.9 * plain["fidelity"]["error"]

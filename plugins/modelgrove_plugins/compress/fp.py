@@ -8,6 +8,7 @@ weights take the nearest value. The arithmetic is in kernels/floating.py and ker
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -58,11 +59,12 @@ class Fp:
         """What `run` will make of a tensor; its split is not known yet."""
         if not params.takes(tensor):
             return None
-        columns = 1
-        for size in tensor.shape[1:]:
-            columns *= size
         return predict(
-            tensor, layout="lut", bits=params.bits, group=_width(columns, params), activations=params.activations
+            tensor,
+            layout="lut",
+            bits=params.bits,
+            group=_width(prod(tensor.shape[1:]), params),
+            activations=params.activations,
         )
 
     def run(self, context: Context, params: FpParams) -> Result:

@@ -7,6 +7,7 @@ arithmetic is in kernels/codebook.py.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -50,9 +51,7 @@ class Vq4Dit:
         if not params.takes(tensor):
             return None
         code, vector = _BOOKS[params.bits]
-        columns = 1
-        for axis in axes_of(tensor)[1:]:
-            columns *= tensor.shape[axis]
+        columns = prod(tensor.shape[1:])
         return predict(tensor, layout="lut", bits=code, vector=vector, group=columns + -columns % vector)
 
     def run(self, context: Context, params: Vq4DitParams) -> Result:

@@ -32,7 +32,8 @@ def classes():
 def pixart():
     network = PixArtTransformer2DModel(in_channels=4, cross_attention_dim=16, caption_channels=16, **TRANSFORMER)
     sizes = {"resolution": None, "aspect_ratio": None}
-    return network, lambda t: network(PICTURES, PICTURES.new_ones(2, 3, 16), torch.full((2,), t), sizes)
+    named = {"encoder_hidden_states": PICTURES.new_ones(2, 3, 16), "added_cond_kwargs": sizes}
+    return network, lambda t: network(PICTURES, timestep=torch.full((2,), t), **named)
 
 
 def dit():

@@ -88,6 +88,8 @@ def _psnr(fidelity: Mapping[str, Any]) -> str:
 def _sizes(report: Mapping[str, Any]) -> str:
     before, after = report["bytes_before"], report["bytes_after"]
     size = f"{human_size(before)} → {human_size(after)} ({after / before:.0%})"
+    if "quantized" not in report:
+        return size
     return f"{size}, {report['quantized']} tensors packed, {report['kept']} kept"
 
 

@@ -6,6 +6,8 @@ without, so the timesteps and inputs are those of real use.
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -41,7 +43,8 @@ class Rehearsal:
         from modelgrove_plugins.preview.painter import denoiser_of
 
         self._context, self._params = context, params
-        self._painter = open_painter(model, context.temp / "calibration")
+        with TemporaryDirectory(dir=context.temp) as folder:  # all is read when it is open
+            self._painter = open_painter(model, Path(folder))
         self.component = denoiser_of(self._painter, model.name)
         self._prompts = _prompts(context, params.pictures)
 

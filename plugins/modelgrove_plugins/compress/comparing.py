@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,9 @@ from modelgrove_hub.errors import ModelgroveError
 from modelgrove_plugins.compress.targets import DENOISERS
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
+    from modelgrove_plugins.compress.fidelity import Comparison
     from modelgrove_plugins.compress.packed import Stored
 
 PLOT, SHEET = "layers.png", "sheet.png"
@@ -55,15 +56,32 @@ def compare(context: Context, evidence: Evidence, timesteps: Sequence[int], meth
     """The report's `fidelity`, with the sheet written; only a `reason` where nothing could be compared."""
     if not evidence.component:
         return {"reason": evidence.reason}
+    return _compared(
+        context,
+        evidence.component,
+        lambda comparison: comparison.report(evidence.tensors, timesteps, context.path(SHEET), method),
+    )
+
+
+def compare_network(
+    context: Context, component: str, network: nn.Module, method: str, wanted: bool | None
+) -> dict[str, Any]:
+    """The same of a denoiser that has another form than the original's `component`."""
+    evidence = seek(context.inputs[0], context.inputs[0].tensors(), wanted)
+    if not evidence.component:
+        return {"reason": evidence.reason}
+    return _compared(context, component, lambda comparison: comparison.judged(network, context.path(SHEET), method))
+
+
+def _compared(context: Context, component: str, judge: Callable[[Comparison], dict[str, Any]]) -> dict[str, Any]:
     from modelgrove_plugins.compress.fidelity import Comparison
     from modelgrove_plugins.preview.diffusers import open_painter
 
     context.progress(0.9, "comparing with the original")
     try:
-        painter = open_painter(context.inputs[0], context.temp / "original")
-        comparison = Comparison(painter, evidence.component)
+        comparison = Comparison(open_painter(context.inputs[0], context.temp / "original"), component)
         context.progress(0.95, "comparing with the original")
-        return comparison.report(evidence.tensors, timesteps, context.path(SHEET), method)
+        return judge(comparison)
     except ModelgroveError as error:
         return {"reason": str(error)}
 

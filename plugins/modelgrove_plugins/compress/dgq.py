@@ -16,9 +16,8 @@ from pydantic import Field
 from modelgrove_hub.contracts import API, Context, InputModel, Kind, LazyTensor, Params, Result
 from modelgrove_hub.formats.quantized import Activations, AttentionMap
 from modelgrove_plugins.compress.activations import with_activations, with_ranges
-from modelgrove_plugins.compress.calibrating import CalibratedParams, Calibration
+from modelgrove_plugins.compress.calibrating import CalibratedParams, Calibration, Rehearsal
 from modelgrove_plugins.compress.packed import Stored, pack
-from modelgrove_plugins.compress.reconstructing import rehearse
 from modelgrove_plugins.compress.streaming import compress
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ def _attention(context: Context, model: InputModel, params: DgqParams) -> dict[s
     from modelgrove_plugins.compress.attention import watched_peaks
 
     few = params.model_copy(update={"pictures": min(params.pictures, _WATCHED), "steps": 2})
-    rehearsal = rehearse(context, model, few)
+    rehearsal = Rehearsal(context, model, few)
     with watched_peaks(rehearsal.network) as peaks:
         rehearsal.paint()
     return {

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL.Image import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from modelgrove_plugins.compress.packed import Stored
     from modelgrove_plugins.preview.painter import Painter
@@ -60,9 +60,13 @@ class Comparison:
     def report(
         self, tensors: Mapping[str, Stored | Tensor], timesteps: Sequence[int], sheet: Path, title: str
     ) -> dict[str, Any]:
-        """The packed network's error and PSNR as JSON values; writes the pictures side by side to `sheet`."""
+        """What the packed network lost, as JSON values; writes the pictures side by side to `sheet`."""
+        packed = quantized_copy(self.painter.networks[self.component], tensors, timesteps)
+        return self.judged(packed, sheet, title)
+
+    def judged(self, network: nn.Module, sheet: Path, title: str) -> dict[str, Any]:
+        """The same of any network in the original's place."""
         original = self.painter.networks[self.component]
-        network = quantized_copy(original, tensors, timesteps)
         error = epsilon_error(network, self.calls)
         self.painter.swap(self.component, network)
         with recorded(network) as calls:

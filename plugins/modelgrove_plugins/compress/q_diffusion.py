@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from math import gcd
-from shutil import rmtree
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -22,9 +21,9 @@ from pydantic import Field
 from modelgrove_hub.contracts import API, Context, InputModel, Kind, LazyTensor, Params, Result
 from modelgrove_hub.errors import DataError
 from modelgrove_plugins.compress.activations import with_ranges
-from modelgrove_plugins.compress.calibrating import Calibration
+from modelgrove_plugins.compress.calibrating import Calibration, Rehearsal
 from modelgrove_plugins.compress.packed import Stored, axes_of, matrix_of, pack, pack_as
-from modelgrove_plugins.compress.reconstructing import LearnedParams, learned, rehearse
+from modelgrove_plugins.compress.reconstructing import LearnedParams, learned
 from modelgrove_plugins.compress.streaming import compress
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def joined(context: Context, model: InputModel, params: QDiffusionParams) -> Spl
     """
     from modelgrove_kernels.concatenation import concatenated
 
-    rehearsal = rehearse(context, model, params.model_copy(update={"pictures": 1, "steps": 1}))
+    rehearsal = Rehearsal(context, model, params.model_copy(update={"pictures": 1, "steps": 1}))
     with concatenated(rehearsal.network) as found:
         rehearsal.paint()
     return {f"{rehearsal.component}/{path}.weight": sizes for path, sizes in found.items()}
@@ -121,7 +120,6 @@ def prepared(
         DataError: a weight or a layer's input is NaN or infinite; the message names it.
     """
     calibration, layers = Calibration(context, model, params), {}
-    rmtree(context.temp / "calibration")
     for tensor in model.tensors():
         inputs = calibration.take(tensor.name) if params.takes(tensor) else None
         if inputs is None or tensor.name in besides:

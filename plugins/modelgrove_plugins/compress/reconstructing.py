@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from shutil import rmtree
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import Field
@@ -49,7 +48,7 @@ def learned(
     from modelgrove_kernels.calls import recorded
     from modelgrove_kernels.reconstruction import reconstruct
 
-    rehearsal = rehearse(context, model, params)
+    rehearsal = Rehearsal(context, model, params)
     network, folder = rehearsal.network.requires_grad_(False), rehearsal.component
     weights = {name: weight for name, weight in network.named_parameters() if name.endswith(".weight")}
     wanted = [name for name, weight in weights.items() if params.takes_shape(f"{folder}/{name}", weight.shape)]
@@ -74,17 +73,6 @@ def learned(
                 )
             yield from ((f"{folder}/{name}", weight) for name, weight in chosen.items())
             done += 1
-
-
-def rehearse(context: Context, model: InputModel, params: CalibratedParams) -> Rehearsal:
-    """A rehearsal that leaves nothing in the job's scratch space, so that another may follow: it is read when open.
-
-    Raises:
-        UsageError: the model cannot paint, or has no denoiser.
-    """
-    rehearsal = Rehearsal(context, model, params)
-    rmtree(context.temp / "calibration")
-    return rehearsal
 
 
 def blocks_of(network: nn.Module, weights: Collection[str]) -> dict[str, list[str]]:

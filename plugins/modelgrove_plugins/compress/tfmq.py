@@ -20,6 +20,7 @@ from pydantic import Field
 
 from modelgrove_hub.contracts import API, Context, InputModel, Kind, LazyTensor, Params, Result
 from modelgrove_plugins.compress.activations import with_ranges
+from modelgrove_plugins.compress.calibrating import Rehearsal
 from modelgrove_plugins.compress.packed import Stored, matrix_of, pack_as
 from modelgrove_plugins.compress.q_diffusion import (
     QDiffusionParams,
@@ -31,7 +32,6 @@ from modelgrove_plugins.compress.q_diffusion import (
     rounded,
     start_for,
 )
-from modelgrove_plugins.compress.reconstructing import rehearse
 from modelgrove_plugins.compress.streaming import compress
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def _watched(context: Context, model: InputModel, params: TfmqParams) -> tuple[l
     from modelgrove_kernels.temporal import watched_time
 
     few = params.model_copy(update={"pictures": min(params.pictures, _WATCHED), "steps": 2})
-    rehearsal = rehearse(context, model, few)
+    rehearsal = Rehearsal(context, model, few)
     with watched_time(rehearsal.network.requires_grad_(False)) as watch, concatenated(rehearsal.network) as found:
         rehearsal.paint()
     steps = _timesteps_of(model)

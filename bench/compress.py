@@ -28,9 +28,21 @@ from modelgrove_hub.testing import FolderModel, run_plugin
 BASE = Path(modelgrove_analyzers.__file__).parent / "zoo/data/zoo-base"
 ROWS: tuple[tuple[str, dict[str, object]], ...] = (
     *(("rtn", {"bits": bits}) for bits in (8, 4, 3, 2)),
+    *(("rtn", {"bits": weights, "activation_bits": inputs}) for weights, inputs in ((8, 8), (4, 8), (4, 4))),
     *(("gptq", {"bits": bits}) for bits in (8, 4, 3, 2)),
     *(("svdquant", {"activation_bits": bits}) for bits in (8, 4)),
+    *(("auto", {"size": size}) for size in ("45%", "37%", "30%")),
+    *(("magnitude", {"sparsity": share}) for share in ("0.2", "0.35", "0.5", "0.7")),
+    *(("wanda", {"sparsity": share}) for share in ("0.2", "0.35", "0.5", "0.7")),
     *(("lrq-dit", {"bits": bits}) for bits in (4, 3)),
+    *(("fp", {"bits": bits}) for bits in (8, 4)),
+    *(("vq4dit", {"bits": bits, "iterations": 0}) for bits in (4, 3, 2)),
+    *(("vq4dit", {"bits": bits}) for bits in (3, 2)),
+    ("dgq", {}),
+    ("hierarchical", {}),
+    ("a-sdm", {}),
+    ("q-diffusion", {}),
+    ("tfmq", {}),
 )
 QUICK = (("rtn", {"bits": 8}), ("rtn", {"bits": 4}))
 
@@ -38,7 +50,8 @@ QUICK = (("rtn", {"bits": 8}), ("rtn", {"bits": 4}))
 def measure(method: str, parameters: dict[str, object], folder: Path = BASE) -> dict[str, object]:
     """A row, from a process of its own."""
     with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_run, (method, parameters, folder))
+        row: dict[str, object] = pool.apply(_run, (method, parameters, folder))
+    return row
 
 
 def _run(method: str, parameters: dict[str, object], folder: Path) -> dict[str, object]:
@@ -80,7 +93,11 @@ def table(rows: list[dict[str, object]]) -> Table:
 @click.option("--method", "methods", multiple=True, help="Only this one; repeatable.")
 def main(quick: bool, as_json: bool, methods: tuple[str, ...]) -> None:
     """Measure compressors on the zoo's base model."""
-    rows = [measure(name, given) for name, given in (QUICK if quick else ROWS) if not methods or name in methods]
+    rows = []
+    for name, given in QUICK if quick else ROWS:
+        if not methods or name in methods:
+            rows.append(measure(name, given))
+            click.echo(f"{name} {given}: error {rows[-1]['error']}", err=True)
     if as_json:
         click.echo(json.dumps({"load": os.getloadavg()[0], "results": rows}, indent=2))
         return

@@ -6,12 +6,16 @@ pairs, tensor records, padding, data.
 
 from __future__ import annotations
 
+import os
 import struct
+from dataclasses import dataclass
 from math import prod
 from operator import itemgetter
+from pathlib import Path
 from typing import BinaryIO, Never
 
 from modelgrove_hub.errors import CorruptFileError
+from modelgrove_hub.store.disk import open_regular, storage_errors
 from modelgrove_hub.store.header import name_fault
 
 MAX_PAIRS = 10_000
@@ -78,6 +82,33 @@ def parse_gguf(file: BinaryIO, size: int, name: str) -> GgufHeader:
     Raises:
         CorruptFileError: a rule of the format or a limit is broken; the message has `name`.
     """
+    places, metadata = _parse(file, size, name)
+    return {place.name: (place.dtype, place.shape) for place in places}, metadata
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor of a GGUF file: where its bytes are. Blocks lie row by row, rows outermost first."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    nbytes: int
+
+
+def places_of(path: Path) -> tuple[Place, ...]:
+    """All tensors of the file at `path`; every one lies within it and overlaps no other.
+
+    Raises:
+        CorruptFileError: a rule of the format or a limit is broken.
+        NotFoundError, DataError, StorageError: the file cannot be opened or read.
+    """
+    with open_regular(path) as file, storage_errors(path):
+        return _parse(file, os.fstat(file.fileno()).st_size, str(path))[0]
+
+
+def _parse(file: BinaryIO, size: int, name: str) -> tuple[tuple[Place, ...], dict[str, str]]:
     file.seek(0)
     return _Reader(file, size, name).header()
 
@@ -86,7 +117,7 @@ class _Reader:
     def __init__(self, file: BinaryIO, size: int, name: str) -> None:
         self.file, self.size, self.name, self.kept, self.values, self.alignment = file, size, name, 0, 0, 32
 
-    def header(self) -> GgufHeader:
+    def header(self) -> tuple[tuple[Place, ...], dict[str, str]]:
         if self.take(4) != b"GGUF":
             self.refuse("it does not start with GGUF")
         version = self.number("<I")
@@ -98,8 +129,7 @@ class _Reader:
         records = [self.record() for _ in range(tensors)]
         if len({record[0] for record in records}) != len(records):
             self.refuse("two tensors have one name")
-        self.check_places(records)
-        return {key: (BLOCKS[kind][0], shape) for key, kind, shape, _ in records}, metadata
+        return self.places(records), metadata
 
     def metadata(self, pairs: int) -> dict[str, str]:
         out: dict[str, str] = {}
@@ -158,12 +188,12 @@ class _Reader:
             self.refuse(f"an alignment of {value[:20]!a}")
         self.alignment = int(value)
 
-    def check_places(self, records: list[tuple[str, int, tuple[int, ...], int]]) -> None:
+    def places(self, records: list[tuple[str, int, tuple[int, ...], int]]) -> tuple[Place, ...]:
         step = self.alignment
         start = -(-self.file.tell() // step) * step
-        position = 0
+        position, found = 0, []
         for name, kind, shape, offset in sorted(records, key=itemgetter(3)):
-            _, elements, octets = BLOCKS[kind]
+            dtype, elements, octets = BLOCKS[kind]
             if offset % step:
                 self.refuse(f"tensor {name!r} is not aligned to {step} bytes")
             if offset < position:
@@ -171,6 +201,8 @@ class _Reader:
             position = offset + prod(shape) // elements * octets
             if start + position > self.size:
                 self.refuse(f"truncated: tensor {name!r} ends after the file's {self.size} bytes")
+            found.append(Place(name, dtype, shape, start + offset, position - offset))
+        return tuple(found)
 
     def text(self, most: int = MAX_STRING) -> str:
         length = self.count("<Q", most, "bytes of a string")

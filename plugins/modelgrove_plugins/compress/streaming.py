@@ -188,7 +188,7 @@ def _copy_others(
         if path.endswith(_INDEX):
             context.path(path).write_text(_index(path, files[path], tally), "utf-8")
         elif place.name == _CONFIG and place.parent in packed_folders:
-            context.path(path).write_bytes(_config(files[path]))
+            context.path(path).write_bytes(packed_config(files[path]))
         else:
             shutil.copyfile(files[path], context.path(path))
     return copied, [path for path in others if path not in set(copied)]
@@ -207,7 +207,7 @@ def _index(path: str, source: Path, tally: _Tally) -> str:
     return json.dumps({**index, "metadata": {"total_size": size}, "weight_map": renamed}, indent=2)
 
 
-def _config(source: Path) -> bytes:
+def packed_config(source: Path) -> bytes:
     """The configuration, saying that the weights are packed: diffusers would put random weights in their place."""
     fields = _json_object(source)
     if fields is None:

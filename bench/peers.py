@@ -1,12 +1,15 @@
-"""The same linear layer in other packages, for `kernels.py`: name → the package's module and what makes the layer.
+"""What other packages quantize: the same linear layer for `kernels.py`, and whole networks for `compress.py`.
 
-Each takes the float32 weight (outputs, inputs) and bias, and gives what makes copies of a module that computes in
-float32.
+`PEERS`: name → the package's module and what makes the layer. Each takes the float32 weight (outputs, inputs) and bias,
+and gives what makes copies of a module that computes in float32.
+
+`NETWORKS`: name → the package's module and what quantizes a float32 network in place. Each takes the names of the
+layers that are to be quantized, and leaves those that the package has no form for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from copy import deepcopy
 from functools import partial
 
@@ -26,18 +29,43 @@ def plain(weight: Tensor, bias: Tensor) -> nn.Module:
     return nn.Sequential(layer).requires_grad_(False)
 
 
+def quantize_torchao(kind: str, network: nn.Module, layers: Collection[str]) -> None:
+    """Linear layers alone; at 4 bits those whose inputs can be cut into groups of 64, or of 32 where 64 do not fit."""
+    from torchao import quantization
+    from torchao.quantization.granularity import PerGroup
+
+    def quantize(config: object, takes: Callable[[int], bool]) -> None:
+        quantization.quantize_(
+            network,
+            config,
+            lambda layer, name: isinstance(layer, nn.Linear) and name in layers and takes(layer.in_features),
+        )
+
+    if kind == "int8":
+        quantize(quantization.Int8WeightOnlyConfig(), lambda _: True)
+    elif kind == "int8 dynamic":
+        quantize(quantization.Int8DynamicActivationInt8WeightConfig(), lambda _: True)
+    else:
+        for group, takes in (
+            (GROUP, lambda width: width % GROUP == 0),
+            (GROUP // 2, lambda width: width % GROUP == 32),
+        ):
+            config = quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(group))
+            quantize(config, takes)
+
+
+def quantize_quanto(kind: str, network: nn.Module, layers: Collection[str]) -> None:
+    """Linear layers and convolutions; it finds the width of groups itself."""
+    from optimum import quanto
+
+    quanto.quantize(network, weights=kind, include=list(layers))
+    quanto.freeze(network)
+
+
 def torchao(kind: str) -> Make:
     def make(weight: Tensor, bias: Tensor) -> Copies:
-        from torchao import quantization
-        from torchao.quantization.granularity import PerGroup
-
-        configs = {
-            "int8": quantization.Int8WeightOnlyConfig,
-            "int8 dynamic": quantization.Int8DynamicActivationInt8WeightConfig,
-            "int4": lambda: quantization.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup(GROUP)),
-        }
         model = plain(weight, bias)
-        quantization.quantize_(model, configs[kind]())
+        quantize_torchao(kind, model, ["0"])
         return partial(deepcopy, model)
 
     return make
@@ -45,12 +73,9 @@ def torchao(kind: str) -> Make:
 
 def quanto(kind: str) -> Make:
     def make(weight: Tensor, bias: Tensor) -> Copies:
-        from optimum import quanto
-
         def copy() -> nn.Module:
             model = plain(weight, bias)
-            quanto.quantize(model, weights=kind)
-            quanto.freeze(model)
+            quantize_quanto(kind, model, ["0"])
             return model
 
         return copy
@@ -97,4 +122,8 @@ PEERS: dict[str, tuple[str, Make]] = {
     **{f"quanto {kind}": ("optimum", quanto(kind)) for kind in ("qint8", "qint4")},
     **{f"bitsandbytes {kind}": ("bitsandbytes", bitsandbytes(kind)) for kind in ("int8", "nf4")},
     **{f"gguf {kind}": ("gguf", gguf(kind)) for kind in ("Q8_0", "Q4_0")},
+}
+NETWORKS: dict[str, tuple[str, Callable[[nn.Module, Collection[str]], None]]] = {
+    **{f"torchao {kind}": ("torchao", partial(quantize_torchao, kind)) for kind in ("int8", "int8 dynamic", "int4")},
+    **{f"quanto {kind}": ("optimum", partial(quantize_quanto, kind)) for kind in ("qint8", "qint4")},
 }

@@ -262,6 +262,31 @@ class Source(SQLModel, table=True):
     created_at: datetime = Field(default_factory=now, sa_column=_time())
 
 
+class Basis(SQLModel, table=True):
+    """The shared orthogonal basis of a tree, in which adapters are trained side by side (`registry.shared_bases`)."""
+
+    __tablename__: ClassVar[str] = "basis"
+
+    tree: str = Field(primary_key=True, max_length=260)
+    seed: int = Field(sa_column=Column(BigInteger, nullable=False))
+    columns: int
+    """How many there are to hand out: the input width of the narrowest layer."""
+    created_at: datetime = Field(default_factory=now, sa_column=_time())
+
+
+class BasisRange(SQLModel, table=True):
+    """Columns [start, start + rank) of a tree's basis, which one concept has in every layer. No two ranges overlap."""
+
+    __tablename__: ClassVar[str] = "basis_range"
+    __table_args__ = (UniqueConstraint("tree", "start"),)
+
+    tree: str = Field(primary_key=True, max_length=260, foreign_key="basis.tree", ondelete="CASCADE")
+    concept: str = Field(primary_key=True, max_length=200)
+    start: int
+    rank: int
+    created_at: datetime = Field(default_factory=now, sa_column=_time())
+
+
 class Token(SQLModel, table=True):
     """An API token: only its hash is kept."""
 

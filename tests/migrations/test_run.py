@@ -23,7 +23,7 @@ from modelgrove_migrations import run
 REWRITE = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0003", "0002", None, None
+revision, down_revision, branch_labels, depends_on = "0004", "0003", None, None
 
 def HOW():
     return "always" if op.get_bind().dialect.name == "sqlite" else "never"
@@ -118,12 +118,12 @@ def test_a_populated_database_keeps_every_row_through_an_upgrade_and_back(
 
     monkeypatch.setattr(run, "SCRIPTS", newer)
     run.upgrade(database_url)
-    assert run.current(database_url) == "0003"
+    assert run.current(database_url) == "0004"
     changed = _contents(database_url)
     assert [row[-1] for row in changed.pop("model")] == [0, 0]
     assert changed == {name: rows for name, rows in before.items() if name != "model"}
 
-    run.downgrade(database_url, "0002")
+    run.downgrade(database_url, "0003")
     assert _contents(database_url) == before
 
     monkeypatch.undo()
@@ -161,7 +161,7 @@ def test_a_migration_that_fails_changes_nothing(
     run.upgrade(database_url)
     _populate(database_url)
     before = _contents(database_url)
-    script = newer / "versions" / "0003_rewrite.py"
+    script = newer / "versions" / "0004_rewrite.py"
     script.write_text(
         REWRITE.replace("def downgrade", '    op.execute("INSERT INTO nowhere VALUES (1)")\n\ndef downgrade')
     )
@@ -170,7 +170,7 @@ def test_a_migration_that_fails_changes_nothing(
     with pytest.raises(StorageError, match="nowhere"):
         run.upgrade(database_url)
 
-    assert run.current(database_url) == "0002"
+    assert run.current(database_url) == "0003"
     assert _contents(database_url) == before
 
 
@@ -179,7 +179,7 @@ def test_a_migration_that_loses_rows_others_point_to_is_rolled_back(
 ) -> None:
     run.upgrade(sqlite_url)
     _populate(sqlite_url)
-    script = newer / "versions" / "0003_rewrite.py"
+    script = newer / "versions" / "0004_rewrite.py"
     script.write_text(REWRITE.replace("def downgrade", '    op.execute("DELETE FROM model")\n\ndef downgrade'))
     monkeypatch.setattr(run, "SCRIPTS", newer)
 
@@ -200,7 +200,7 @@ def test_upgrade_backs_a_populated_sqlite_file_up_first(
     backup = run.upgrade(sqlite_url)
 
     assert backup is not None
-    assert ".0002." in backup.name
+    assert ".0003." in backup.name
     assert _contents(f"sqlite:///{backup}") == before
     assert run.upgrade(sqlite_url) is None  # and none when there is nothing to do
 
@@ -314,7 +314,7 @@ def newer(tmp_path: Path) -> Path:
     """The package's scripts as a newer version might ship them, with one migration more."""
     folder = tmp_path / "100% newer"  # Alembic's configuration gives "%" a meaning
     shutil.copytree(run.SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0003_rewrite.py").write_text(REWRITE)
+    (folder / "versions" / "0004_rewrite.py").write_text(REWRITE)
     return folder
 
 

@@ -110,7 +110,7 @@ def canonical(update: LowRank) -> Canonical:
     up, down = _working(update.up, update.down)
     left, left_core = torch.linalg.qr(up)
     right, right_core = torch.linalg.qr(down.T)
-    return _decompose(left, left_core @ right_core.T, right)
+    return decompose(left, left_core @ right_core.T, right)
 
 
 def leading(matrix: Tensor, rank: int) -> Canonical:
@@ -128,14 +128,13 @@ def leading(matrix: Tensor, rank: int) -> Canonical:
     if spared * _WORTH >= width:
         tall = X.shape[0] >= X.shape[1]
         space, core = torch.linalg.qr(X if tall else X.T)
-        right = torch.eye(width, dtype=X.dtype)
-        return (_decompose(space, core, right) if tall else _decompose(right, core.T, space)).first(rank)
+        return (decompose(space, core, None) if tall else decompose(None, core.T, space)).first(rank)
     generator = torch.Generator().manual_seed(0)
     space = torch.linalg.qr(X @ torch.randn(X.shape[1], spared, generator=generator, dtype=X.dtype)).Q
     for _ in range(_PASSES):
         space = torch.linalg.qr(X @ torch.linalg.qr(X.T @ space).Q).Q
     right, core = torch.linalg.qr(X.T @ space)
-    return _decompose(space, core.T, right).first(rank)
+    return decompose(space, core.T, right).first(rank)
 
 
 def merge(
@@ -151,7 +150,15 @@ def merge(
         raise ValueError(f"{len(updates)} updates and {len(weights)} weights cannot be summed")
     if len({update.shape for update in updates}) > 1:
         raise ValueError(f"updates of different shapes cannot be summed: {[update.shape for update in updates]}")
-    whole = _never_empty(canonical(stack(updates, weights)))
+    return truncate(canonical(stack(updates, weights)), rank, energy)
+
+
+def truncate(form: Canonical, rank: int | None = None, energy: float | None = None) -> Merged:
+    """X cut to at most `rank` and to the fewest directions that hold the share `energy` of ‖X‖².
+
+    With neither, only directions lost in rounding are dropped. One direction is always left.
+    """
+    whole = _never_empty(form)
     kept = _kept(whole, rank, energy)
     total = float(whole.S.square().sum())
     lost = float(whole.S[kept:].square().sum())
@@ -216,11 +223,16 @@ def _own_gram(down: Tensor, like: Tensor) -> Tensor:
     return down @ down.T
 
 
-def _decompose(left: Tensor, core: Tensor, right: Tensor) -> Canonical:
+def decompose(left: Tensor | None, core: Tensor, right: Tensor | None) -> Canonical:
+    """The singular value decomposition of left · core · rightᵀ; both sides have orthonormal columns, None is I.
+
+    Raises:
+        ValueError: the core is not finite.
+    """
     if not bool(torch.isfinite(core).all()):
         raise ValueError("a factor holds NaN or infinite values, or is too large to multiply")
     u, s, vt = torch.linalg.svd(core, full_matrices=False)
-    U, V = left @ u, right @ vt.T
+    U, V = u if left is None else left @ u, vt.T if right is None else right @ vt.T
     if not s.numel():
         return Canonical(U, s, V)
     largest = V.gather(0, V.abs().argmax(0, keepdim=True))

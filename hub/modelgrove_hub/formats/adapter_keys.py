@@ -103,6 +103,11 @@ def module_of(path: str) -> str:
     return _locate(path, Role.UP).target
 
 
+def key_of(path: str, suffix: str) -> Key:
+    """The module at `path` of an adapter's tensor that ends in `suffix`, whatever its part in it."""
+    return _locate(_attention_path(path) if suffix.startswith("_") else path, Role.UP)
+
+
 def foreign_method(name: str) -> str | None:
     """The adapter method that this tensor proves, if it is no plain LoRA: "loha", "dora"… Bias differences are none."""
     _, suffix = adapter_names().split(name) or ("", "")

@@ -11,15 +11,16 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.store.disk import open_regular
 
 CONFIG = "adapter_config.json"
+_UNDERSTOOD = ("LORA", "LOHA", "LOKR", "IA3")
 METADATA = "lora_adapter_metadata"
 MAX_CONFIG = 8 * 2**20
 
@@ -41,7 +42,7 @@ class LoraConfig(BaseModel):
 
     peft_type: str = "LORA"
     r: PositiveInt | None = None
-    lora_alpha: float = Field(8.0, allow_inf_nan=False)
+    lora_alpha: float = Field(8.0, allow_inf_nan=False, validation_alias=AliasChoices("lora_alpha", "alpha"))
     rank_pattern: dict[str, PositiveInt] = {}
     alpha_pattern: dict[str, float] = {}
     use_rslora: bool = False
@@ -60,13 +61,22 @@ class Scaling:
             for component, config in configs.items()
         }
 
-    def scale(self, component: str, module: str, rank: int, alpha: float | None) -> float:
+    def require_plain(self) -> None:
+        """Raise UsageError unless the configurations are those of plain LoRAs."""
+        for config in self.configs.values():
+            if config.peft_type != "LORA" or config.use_dora:
+                kind = "DoRA" if config.use_dora else config.peft_type
+                raise UsageError(f"{self._where}: the configuration describes a {kind} adapter, not a plain LoRA")
+
+    def scale(self, component: str, module: str, rank: int | None, alpha: float | None) -> float:
         """What the product of the factors is multiplied with; `alpha` is the tensor beside them, if there is one.
+
+        A product that has no rank (None; LoKr of two whole matrices) has the configured one.
 
         Raises:
             DataError: the configuration gives another rank than the tensors have.
         """
-        if alpha is not None:
+        if alpha is not None and rank is not None:
             return alpha / rank if alpha else 1.0  # kohya's trainer reads an alpha of 0 as "equal to the rank"
         place = component if component in self.configs else ""
         config = self.configs.get(place)
@@ -74,6 +84,10 @@ class Scaling:
             return 1.0
         ranks, alphas = self._patterns[place]
         said = ranks.find(module, config.r)
+        if rank is None:
+            if said is None:
+                return 1.0
+            rank = int(said)
         if said is not None and said != rank:
             raise DataError(f"{self._where}: {module} has rank {rank}, but the configuration says {said:g}")
         strength = alphas.find(module, config.lora_alpha)
@@ -124,15 +138,19 @@ def _compile(pattern: str, where: str) -> re.Pattern[str]:
 
 
 def read_scaling(files: Mapping[str, Path], metadata: Mapping[str, str], where: str) -> Scaling:
-    """The scaling of a LoRA from its folder's configuration or else its file's metadata.
+    """The scaling of a LoRA from its folders' configurations or else its file's metadata.
 
     Raises:
         DataError: a configuration is not valid JSON or not a valid configuration.
         UsageError: it describes something else than a plain LoRA, which is named.
     """
-    path = next((files[name] for name in sorted(files) if name.rsplit("/", 1)[-1] == CONFIG), None)
-    if path is not None:
-        configs = {"": _config(_read(path, where), f"{where}: {CONFIG}")}
+    found = {PurePosixPath(name).parent.name: files[name] for name in files if name.rsplit("/", 1)[-1] == CONFIG}
+    if found:
+        # A folder each, where there are several components.
+        components = found if len(found) > 1 else {"": next(iter(found.values()))}
+        configs = {
+            component: _config(_read(path, where), f"{where}: {CONFIG}") for component, path in components.items()
+        }
     elif METADATA in metadata:
         configs = _of_components(_parse(metadata[METADATA], f"{where}: metadata {METADATA}"), where)
     else:
@@ -174,12 +192,8 @@ def _config(fields: dict[str, Any], where: str) -> LoraConfig:
         fault = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in fault["loc"])
         raise DataError(f"{where}: {place}: {fault['msg']}") from None
-    if config.peft_type != "LORA":
-        raise UsageError(
-            f"{where} describes a {config.peft_type} adapter, not a plain LoRA: it cannot be read as one yet"
-        )
-    if config.use_dora:
-        raise UsageError(f"{where} describes a DoRA adapter: it cannot be read as a plain LoRA")
+    if config.peft_type not in _UNDERSTOOD:
+        raise UsageError(f"{where} describes a {config.peft_type} adapter; understood are {', '.join(_UNDERSTOOD)}")
     start = config.init_lora_weights
     if isinstance(start, str) and start.startswith(("pissa", "olora", "corda", "loftq", "lora_ga")):
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Read and write LoRAs: any of the usual files → exact factors per module, and back in diffusers' convention.
+"""Read LoRAs: any of the usual files → exact factors per module.
 
 Only the product of the factors means anything, so alpha and rank are folded into it once, by the
 rule of the trainer that wrote the file, and never travel further.
@@ -6,28 +6,25 @@ rule of the trainer that wrote the file, and never travel further.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from modelgrove_hub.contracts import InputModel, LazyTensor, TensorWriter
+from modelgrove_hub.contracts import InputModel, LazyTensor
 from modelgrove_hub.errors import DataError, UsageError
-from modelgrove_hub.formats.adapter_keys import NATIVE, Key, Role, foreign_method, native_root, parse_key
-from modelgrove_hub.formats.adapter_scale import METADATA, Scaling, read_scaling
+from modelgrove_hub.formats.adapter_keys import Key, Role, foreign_method, parse_key
+from modelgrove_hub.formats.adapter_scale import Scaling, read_scaling
 from modelgrove_hub.formats.naming import adapter_names
 
 if TYPE_CHECKING:
-    from torch import Tensor, dtype
+    from torch import Tensor
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
-"""What diffusers calls a LoRA's file."""
+Kind = TypeVar("Kind", covariant=True)
+"""Of update: a LoRA's, or any."""
 
 FLOATS = ("F16", "BF16", "F32", "F64")
-_UNET_ROOTS = ("down_blocks", "mid_block", "up_blocks", "conv_in", "conv_out", "time_embedding", "add_embedding")
-_TRANSFORMER_ROOTS = ("transformer_blocks", "single_transformer_blocks", "x_embedder", "context_embedder", "norm_out")
 
 
 @dataclass(frozen=True)
@@ -66,28 +63,38 @@ class Target:
     scale: float
     down: LazyTensor
     up: LazyTensor
+    mid: LazyTensor | None = None
+    """The Tucker core (rank, rank of `down`, *kernel) of a LoCon, between two convolutions of one pixel."""
+    parameter: str = "weight"
+    method: str = "lora"
+    needs_weight: bool = False
 
-    def read(self) -> Factors:
-        """The factors, with the scale folded into `up`.
+    def read(self, weight: Tensor | None = None) -> Factors:  # noqa: ARG002  (an `updates.Update`)
+        """The factors, with the scale folded into `up`; the base's weight is not needed.
 
         Raises:
             DataError: a factor holds NaN or infinite values, or the scale makes it infinite.
         """
-        down = read_finite(self.down).reshape(self.rank, self.shape[1])
+        down = read_finite(self.down)
+        if self.mid is not None:
+            core = read_finite(self.mid)
+            down = core.movedim(1, -1) @ down.flatten(1)  # (rank, *kernel, in)
+            down = down.movedim(-1, 1)
+        down = down.reshape(self.rank, self.shape[1])
         up = read_finite(self.up, self.scale).reshape(self.shape[0], self.rank)
         return Factors(self.module, self.component, self.kernel, down, up, self.restored)
 
 
 @dataclass(frozen=True)
-class AdapterFile:
-    """A LoRA whose header was understood. `targets` are keyed and sorted by canonical module name."""
+class AdapterFile(Generic[Kind]):
+    """An adapter whose header was understood. `targets` are keyed and sorted by canonical module name."""
 
     name: str
-    targets: Mapping[str, Target]
+    targets: Mapping[str, Kind]
     unmatched: tuple[str, ...]
-    """Tensors that belong to no pair of factors: nothing here takes them into account."""
+    """Tensors that belong to no update: nothing here takes them into account."""
     dtype: str
-    """The widest dtype of the factors, as safetensors writes it."""
+    """The widest dtype of the tensors, as safetensors writes it."""
     base: str | None
     """The base model that the file names, unchecked."""
     convention: str
@@ -115,7 +122,7 @@ def read_adapter(model: InputModel) -> Adapter:
     return Adapter(modules, file.unmatched, file.dtype, file.base)
 
 
-def open_adapter(model: InputModel) -> AdapterFile:
+def open_adapter(model: InputModel) -> AdapterFile[Target]:
     """Understand a LoRA's tensors by name and shape; only the alphas are read.
 
     Raises:
@@ -124,14 +131,13 @@ def open_adapter(model: InputModel) -> AdapterFile:
     """
     tensors = list(model.tensors())
     _refuse_other_kinds(model.name, tensors)
-    return open_tensors(model, tensors)
-
-
-def open_tensors(model: InputModel, tensors: list[LazyTensor]) -> AdapterFile:
-    """As `open_adapter`, of some of the model's tensors alone, which are known to be those of a LoRA."""
     groups, unmatched = _group(tensors)
     scaling = read_scaling(model.files(), model.metadata(), model.name)
-    targets = {name: _target(groups[name], scaling) for name in sorted(groups)}
+    scaling.require_plain()
+    targets = {
+        name: target_of(groups[name].key, {str(role): part for role, part in groups[name].parts.items()}, scaling)
+        for name in sorted(groups)
+    }
     if not targets:
         names = ", ".join(tensor.name for tensor in tensors[:3])
         raise UsageError(f"model {model.name} holds no LoRA factors, only tensors such as {names or '(none)'}")
@@ -141,7 +147,7 @@ def open_tensors(model: InputModel, tensors: list[LazyTensor]) -> AdapterFile:
         targets=targets,
         unmatched=tuple(unmatched),
         dtype=max((tensor.dtype for tensor in factors), key=FLOATS.index),
-        base=_declared_base(scaling, model),
+        base=declared_base(scaling, model),
         convention=Counter(group.key.convention for group in groups.values()).most_common(1)[0][0],
     )
 
@@ -186,24 +192,35 @@ def full_key(tensor: LazyTensor) -> str:
     return component + tensor.key if known else tensor.key
 
 
-def _target(group: _Group, scaling: Scaling) -> Target:
-    key, down, up = group.key, group.parts[Role.DOWN], group.parts[Role.UP]
-    for tensor in (down, up):
+def target_of(key: Key, parts: Mapping[str, LazyTensor], scaling: Scaling) -> Target:
+    """The LoRA of one module from its parts: down, up, and if there are mid and alpha.
+
+    Raises:
+        DataError: they are not the factors of one update, or have rank 0.
+    """
+    down, up, mid = parts[Role.DOWN], parts[Role.UP], parts.get("mid")
+    for tensor in (down, up, *((mid,) if mid else ())):
         check_factor(tensor)
     rank, out = down.shape[0], up.shape[0]
-    if len(down.shape) != len(up.shape) or up.shape[1] != rank or any(size != 1 for size in up.shape[2:]):
-        raise DataError(f"tensors {down.name} {down.shape} and {up.name} {up.shape} are not the factors of one update")
-    alpha = read_alpha(group.parts[Role.ALPHA]) if Role.ALPHA in group.parts else None
+    kernel = tuple(mid.shape[2:] if mid else down.shape[2:])
+    inner = mid.shape[0] if mid else rank
+    outside = (*up.shape[2:], *(down.shape[2:] if mid else ()))
+    fits = up.shape[1] == inner and (mid is None or mid.shape[1] == rank) and all(size == 1 for size in outside)
+    if len(down.shape) != len(up.shape) or not fits:
+        shown = " and ".join(f"{tensor.name} {tensor.shape}" for tensor in (down, up, *((mid,) if mid else ())))
+        raise DataError(f"tensors {shown} are not the factors of one update")
+    alpha = read_alpha(parts[Role.ALPHA]) if Role.ALPHA in parts else None
     return Target(
         module=key.module,
         component=key.component,
         restored=key.restored,
-        rank=rank,
-        kernel=tuple(down.shape[2:]),
-        shape=(out, prod(down.shape[1:])),
+        rank=inner,
+        kernel=kernel,
+        shape=(out, down.shape[1] * prod(kernel)),
         scale=scaling.scale(key.component, key.module, rank, alpha),
         down=down,
         up=up,
+        mid=mid,
     )
 
 
@@ -237,92 +254,28 @@ def read_finite(tensor: LazyTensor, scale: float = 1.0) -> Tensor:
     Raises:
         DataError: they are NaN or infinite, before or after that.
     """
-    import torch
-
-    values = tensor.read().float()
-    if not bool(torch.isfinite(values).all()):
-        raise DataError(f"tensor {tensor.name} holds NaN or infinite values")
+    values = check_finite(tensor.read().float(), f"tensor {tensor.name}")
     scaled = values * scale
-    if not bool(torch.isfinite(scaled).all()):
+    if not bool(scaled.isfinite().all()):
         raise DataError(
             f"tensor {tensor.name} is infinite when it is multiplied with its scale alpha / rank, {scale:g}"
         )
     return scaled
 
 
-def _declared_base(scaling: Scaling, model: InputModel) -> str | None:
+def check_finite(values: Tensor, what: str) -> Tensor:
+    """The same values.
+
+    Raises:
+        DataError: one is NaN or infinite.
+    """
+    if not bool(values.isfinite().all()):
+        raise DataError(f"{what} holds NaN or infinite values")
+    return values
+
+
+def declared_base(scaling: Scaling, model: InputModel) -> str | None:
+    """The base that the configuration or the metadata name, unchecked."""
     named = (config.base_model_name_or_path for config in scaling.configs.values())
     metadata = model.metadata()
     return next((name for name in named if name), None) or metadata.get("ss_sd_model_name")
-
-
-def write_adapter(adapter: Adapter, writer: TensorWriter, dtype: dtype | None = None) -> None:
-    """Write all modules in diffusers' convention, as `dtype` or float32; give the file `adapter_metadata` too."""
-    for factors in adapter.modules.values():
-        write_factors(factors, writer, dtype)
-
-
-def write_factors(factors: Factors, writer: TensorWriter, dtype: dtype | None = None) -> None:
-    """Write one module's factors; the scale is in them, so the file says alpha = rank.
-
-    Raises:
-        UsageError: the module's name is still flat, so no loader would find the module.
-    """
-    if not factors.restored:
-        raise UsageError(f"module {factors.module}: the dots of this kohya name are not known, so it cannot be written")
-    down, up = tensor_names(factors.component, factors.module)
-    width = factors.down.shape[1] // prod(factors.kernel)
-    writer.add(down, factors.down.reshape(factors.rank, width, *factors.kernel).to(dtype or factors.down.dtype))
-    writer.add(up, factors.up.reshape(*factors.up.shape, *(1 for _ in factors.kernel)).to(dtype or factors.up.dtype))
-
-
-def tensor_names(component: str, module: str) -> tuple[str, str]:
-    """Names of a module's down and up factor in diffusers' convention (in ComfyUI's, for native names)."""
-    component = written_component(component, module)
-    stem = f"{component}.{module}" if component else module
-    return f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
-
-
-def written_component(component: str, module: str) -> str:
-    """The component's prefix in a file; where it is open, it follows from the module's name, or there is none."""
-    root = module.split(".", 1)[0]
-    if component:
-        return component
-    if native_root(module):
-        return NATIVE
-    if root == "text_model":
-        return "text_encoder"
-    return "unet" if root in _UNET_ROOTS else "transformer" if root in _TRANSFORMER_ROOTS else ""
-
-
-def adapter_metadata(ranks: Mapping[tuple[str, str], int]) -> dict[str, str]:
-    """The metadata that diffusers ≥ 0.34 reads: rank and alpha of every (component, module), truthfully.
-
-    diffusers would misread the ranks of a native naming, whose prefix it renames, so such a file
-    gets none: without it, loaders take alpha = rank, which is right.
-    """
-    grouped: dict[str, dict[str, int]] = {}
-    for (component, module), rank in ranks.items():
-        grouped.setdefault(written_component(component, module), {})[module] = rank
-    metadata = {"format": "pt"}
-    if not grouped.keys() & {NATIVE, ""}:
-        fields = {
-            f"{place}.{field}": value for place, group in grouped.items() for field, value in _fields(group).items()
-        }
-        metadata[METADATA] = json.dumps(fields, sort_keys=True)
-    return metadata
-
-
-def _fields(ranks: Mapping[str, int]) -> dict[str, Any]:
-    """PEFT's LoraConfig of one component, as far as it matters."""
-    common = Counter(ranks.values()).most_common(1)[0][0]
-    others = {f"^{module}": rank for module, rank in ranks.items() if rank != common}
-    return {
-        "r": common,
-        "lora_alpha": common,
-        "rank_pattern": others,
-        "alpha_pattern": others,
-        "target_modules": sorted(ranks),
-        "use_rslora": False,
-        "use_dora": False,
-    }

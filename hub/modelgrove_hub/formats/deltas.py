@@ -173,7 +173,7 @@ def _low_rank_widths(parts: Mapping[str, Shape]) -> tuple[int, int] | None:
 def _hadamard_widths(parts: Mapping[str, Shape]) -> tuple[int | None, int | None] | None:
     if not all(len(parts.get(name, ())) == 2 for name in ("w1_a", "w1_b", "w2_a", "w2_b")):
         return None
-    if "mid" in parts:  # Tucker factors are transposed
+    if "t1" in parts:  # Tucker factors are transposed
         return parts["w1_a"][1], parts["w1_b"][1]
     return (parts["w1_a"][0], parts["w1_b"][1]) if parts["w1_a"][1] == parts["w1_b"][0] else None
 
@@ -182,7 +182,7 @@ def _kronecker_widths(parts: Mapping[str, Shape]) -> tuple[int | None, int | Non
     factors = [_kronecker_factor(parts, which) for which in ("w1", "w2")]
     if None in factors:
         return None
-    if "mid" in parts or any(len(shape) > 2 for shape in parts.values()):
+    if "t2" in parts or any(len(shape) > 2 for shape in parts.values()):
         return None, None
     (out1, in1), (out2, in2) = (factor for factor in factors if factor)
     return out1 * out2, in1 * in2

@@ -1,127 +1,304 @@
-"""What an adapter adds to each module, wherever the file alone says it: LoRA, LoHa and whole differences.
+"""What an adapter adds to each parameter of its base: exact factors or a matrix, whatever method and naming.
 
-LoHa (Hyeon-Woo et al., arXiv 2108.06098) as LyCORIS writes it: (w1_a · w1_b) ∘ (w2_a · w2_b) · alpha / rank. A whole
-difference (`.diff`) is the update itself. What DoRA adds depends on the base's weights: such a model has to be
-exported as differences first.
+LoRA and LoCon (with a Tucker core too), LoHa, LoKr and whole differences say it by themselves. DoRA, (IA)³, OFT and
+BOFT change the weights that are there, so what they add is known once the base's weight is given. Methods whose effect
+is no change of weights, because it depends on the timestep or on where a token comes from, are refused by name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING, Protocol
 
 from modelgrove_hub.contracts import InputModel, LazyTensor
 from modelgrove_hub.errors import DataError, UsageError
-from modelgrove_hub.formats.adapter_keys import foreign_method, module_of, parse_key
-from modelgrove_hub.formats.adapters import (
-    AdapterFile,
-    Factors,
-    check_factor,
-    full_key,
-    open_adapter,
-    open_tensors,
-    read_alpha,
-    read_finite,
+from modelgrove_hub.formats.adapter_keys import Key, key_of
+from modelgrove_hub.formats.adapter_scale import Scaling, read_scaling
+from modelgrove_hub.formats.adapters import FLOATS, AdapterFile, Factors, declared_base, full_key, target_of
+from modelgrove_hub.formats.lycoris import (
+    Change,
+    read_hadamard,
+    read_ia3,
+    read_kronecker,
+    read_magnitude,
+    read_rotation,
 )
-from modelgrove_hub.formats.naming import adapter_names
+from modelgrove_hub.formats.naming import AdapterKind, adapter_names
+from modelgrove_hub.formats.native_names import pieces
+from modelgrove_hub.formats.patterns import any_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_DIFFERENCE, _ALPHA = ".diff", ".alpha"
-_HADAMARD = (".hada_w1_a", ".hada_w1_b", ".hada_w2_a", ".hada_w2_b")
-_TUCKER = (".hada_t1", ".hada_t2")
-_MOST_ENTRIES = 2**28
-"""Of a LoHa's product, which a small file may declare to be huge; the largest layers have 2²⁶."""
+_OURS = frozenset({"lora", "dora", "loha", "lokr", "oft", "ia3", "diff"})
+"""Methods of naming/adapters.toml that are understood here."""
+_MARK = "dora"
+_COMPANY = "diff"
+_WHOLE = {".diff": "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias"}
+"""Differences of a whole parameter."""
+_VALUE, _BIASES = ".set_weight", (".lora_B.bias", ".lora_B.default.bias")
 
-_Parts = dict[str, LazyTensor]
-"""Suffix → tensor of one module."""
+
+class Update(Protocol):
+    """What an adapter does to one parameter: known from the header, read when asked."""
+
+    @property
+    def module(self) -> str:
+        """The canonical path, relative to the component."""
+
+    @property
+    def component(self) -> str:
+        """As in `Key`; "" if the file leaves it open."""
+
+    @property
+    def parameter(self) -> str:
+        """ "weight" or "bias"."""
+
+    @property
+    def restored(self) -> bool:
+        """False if the name is still kohya's flat one."""
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """The shape of a convolution's kernel; () for all else."""
+
+    @property
+    def shape(self) -> tuple[int, int] | None:
+        """(out, in·kernel); (1, n) of a vector; None where the file does not tell it."""
+
+    @property
+    def method(self) -> str:
+        """lora, loha, lokr, diff, dora, ia3, oft."""
+
+    @property
+    def needs_weight(self) -> bool:
+        """Whether what it adds depends on the base's weight."""
+
+    def read(self, weight: Tensor | None = None) -> Factors | Tensor:
+        """Factors or a matrix of `shape`, float32, with the scale in it.
+
+        `weight` is the base's, (out, in·kernel), which is needed where `needs_weight` says so.
+
+        Raises:
+            DataError: a value is not finite, or the weight does not fit.
+        """
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The share of an update that belongs to one of several modules, which the base's authors fused into one."""
+
+    whole: Update
+    module: str
+    rows: slice
+    shape: tuple[int, int]
+    component: str = "transformer"
+    restored: bool = True
+    kernel: tuple[int, ...] = ()
+    needs_weight: bool = False
+
+    @property
+    def parameter(self) -> str:
+        """As of the whole."""
+        return self.whole.parameter
+
+    @property
+    def method(self) -> str:
+        """As of the whole."""
+        return self.whole.method
+
+    def read(self, weight: Tensor | None = None) -> Factors | Tensor:  # noqa: ARG002  (an `Update`)
+        """The factors with those rows of `up`, or the rows of the matrix."""
+        found = self.whole.read()
+        if isinstance(found, Factors):
+            return replace(found, module=self.module, component=self.component, up=found.up[self.rows], restored=True)
+        return found[:, self.rows] if self.shape[0] == 1 else found[self.rows]
+
+
+def _pieces(update: Update) -> Sequence[Update]:
+    """The update under diffusers' names, where its authors have other ones.
+
+    One that depends on the base's weight stays whole: it fits a base in the same naming.
+    """
+    if update.needs_weight or update.shape is None:
+        return (update,)
+    found = pieces(update.module, update.shape)
+    vector = update.shape[0] == 1
+    return [
+        Rows(
+            update, piece.module, slice(piece.start, piece.stop),
+            (1, piece.stop - piece.start) if vector else (piece.stop - piece.start, update.shape[1]),
+        )
+        for piece in found
+    ] or (update,)  # fmt: skip
+
+
+@dataclass
+class _Group:
+    """The tensors of one module by suffix."""
+
+    key: Key
+    parts: dict[str, LazyTensor] = field(default_factory=dict)
+
+    def named(self, kind: AdapterKind) -> dict[str, LazyTensor]:
+        """The tensors of one method by their part in its formula."""
+        found: dict[str, LazyTensor] = {}
+        for suffix, part in {**kind.extra, **kind.core}.items():
+            if suffix in self.parts:
+                if part in found:
+                    raise DataError(f"tensors {found[part].name} and {self.parts[suffix].name} are the same part")
+                found[part] = self.parts[suffix]
+        return found
+
+
+def open_updates(model: InputModel) -> AdapterFile[Update]:
+    """Understand an adapter's tensors by name and shape; only alphas and flags are read.
+
+    `targets` are keyed by canonical name, with ".bias" behind it for a bias. What belongs to no update is `unmatched`.
+
+    Raises:
+        UsageError: a method is not understood or cannot be a change of weights; it is named.
+        DataError: parts do not fit together, say a module twice, or have rank 0.
+    """
+    tensors = list(model.tensors())
+    groups, unmatched = _grouped(model.name, tensors)
+    scaling = read_scaling(model.files(), model.metadata(), model.name)
+    targets: dict[str, Update] = {}
+    for group in groups.values():
+        used: set[str] = set()
+        for update in _updates(model.name, group, scaling, used):
+            suffix = "" if update.parameter == "weight" else f".{update.parameter}"
+            for part in _pieces(update):
+                name = group.key.target if part is update else part.module
+                targets[name + suffix] = part
+        unmatched += [tensor.name for suffix, tensor in group.parts.items() if suffix not in used]
+    if not targets:
+        names = ", ".join(tensor.name for tensor in tensors[:3])
+        raise UsageError(f"model {model.name} holds no adapter, only tensors such as {names or '(none)'}")
+    ours = [tensor for group in groups.values() for tensor in group.parts.values() if tensor.dtype in FLOATS]
+    conventions = [group.key.convention for group in groups.values()]
+    return AdapterFile(
+        name=model.name,
+        targets={name: targets[name] for name in sorted(targets)},
+        unmatched=tuple(unmatched),
+        dtype=max((tensor.dtype for tensor in ours if len(tensor.shape) > 1), key=FLOATS.index, default="F32"),
+        base=declared_base(scaling, model),
+        convention=max(set(conventions), key=conventions.count),
+    )
 
 
 def read_updates(model: InputModel) -> Iterator[tuple[str, Factors | Tensor]]:
-    """Each module's update by canonical name, one in memory at a time: factors, or a matrix (out, in·kernel), float32.
+    """Each weight's update by canonical name, one in memory at a time: factors, or a matrix (out, in·kernel), float32.
 
     Raises:
-        UsageError: it is another kind of adapter, which is named, or no adapter at all.
+        UsageError: it is no adapter whose file alone says what it adds.
         DataError: parts do not fit together, hold values that are not finite, have rank 0, or say a module twice.
     """
-    tensors = list(model.tensors())
-    modules = _whole_modules(tensors)
-    taken = {tensor.name for parts in modules.values() for tensor in parts.values()}
-    rest = [tensor for tensor in tensors if tensor.name not in taken]
-    lora = _open_lora(model, rest, alone=not modules)
-    targets = lora.targets if lora else {}
-    for module, parts in modules.items():
-        if module in targets or (_DIFFERENCE in parts and parts.keys() & set(_HADAMARD)):
-            raise DataError(f"model {model.name} changes {module} by two methods: which one counts?")
-        yield module, _difference(parts) if _DIFFERENCE in parts else _hadamard(module, parts)
-    for module, target in targets.items():
-        yield module, target.read()
+    for name, update in open_updates(model).targets.items():
+        if update.needs_weight:
+            raise UsageError(
+                f"model {model.name} is a {update.method} adapter, as {name} says: what it adds depends on the base's "
+                "weights. Export its weight differences (.diff)"
+            )
+        if update.parameter == "weight":
+            yield name, update.read()
 
 
-def _whole_modules(tensors: Sequence[LazyTensor]) -> dict[str, _Parts]:
-    """The modules of LoHa and of whole differences, with their tensors."""
-    found: dict[str, _Parts] = {}
-    alphas: dict[str, LazyTensor] = {}
+def _grouped(name: str, tensors: Sequence[LazyTensor]) -> tuple[dict[str, _Group], list[str]]:
+    groups: dict[str, _Group] = {}
+    unmatched = []
     for tensor in tensors:
-        path, suffix = adapter_names().split(full_key(tensor)) or ("", "")
-        if suffix in _HADAMARD or suffix == _DIFFERENCE:
-            parts = found.setdefault(module_of(path), {})
-            if suffix in parts:
-                raise DataError(f"tensors {tensor.name} and {parts[suffix].name} are both {module_of(path)}'s {suffix}")
-            parts[suffix] = tensor
-        elif suffix in _TUCKER:
-            raise UsageError(
-                f"tensor {tensor.name} is the Tucker core of a LoHa on a convolution, which is not understood"
-            )
-        elif suffix == _ALPHA:
-            alphas[module_of(path)] = tensor
-    for module in found.keys() & alphas.keys():
-        found[module][_ALPHA] = alphas[module]
-    return found
+        key_name = full_key(tensor)
+        _refuse_special(name, tensor.name)
+        path, suffix = adapter_names().split(key_name) or ("", "")
+        if not path or suffix not in _suffixes():
+            unmatched.append(tensor.name)
+            continue
+        key = key_of(path, suffix)
+        group = groups.setdefault(key.target, _Group(key))
+        if suffix in group.parts:
+            raise DataError(f"tensors {tensor.name} and {group.parts[suffix].name} are both {key.target}'s {suffix}")
+        group.parts[suffix] = tensor
+    return groups, unmatched
 
 
-def _open_lora(model: InputModel, tensors: list[LazyTensor], *, alone: bool) -> AdapterFile | None:
-    """The plain LoRA among the tensors, which there must be if it is alone."""
-    for tensor in tensors:
-        method = foreign_method(tensor.name)
-        if method == "dora":
-            raise UsageError(
-                f"model {model.name} is a DoRA, as {tensor.name} says: what it adds depends on the base's weights. "
-                f"Export its weight differences ({_DIFFERENCE})"
-            )
-        if method and not alone:
-            raise UsageError(
-                f"model {model.name}: {tensor.name} belongs to a {method} adapter, which is not understood"
-            )
-    if alone:
-        return open_adapter(model)
-    return open_tensors(model, tensors) if any(parse_key(full_key(tensor)) for tensor in tensors) else None
+def _refuse_special(model: str, tensor: str) -> None:
+    if marked := adapter_names().marked(tensor):
+        raise UsageError(f"model {model}: {tensor} belongs to a {marked[1]} adapter, which is not understood")
+    for special in adapter_names().special:
+        if any_of((special.pattern,)).fullmatch(tensor):
+            raise UsageError(f"model {model}: {tensor} belongs to a {special.adapter_type} adapter: {special.reason}")
 
 
-def _difference(parts: Mapping[str, LazyTensor]) -> Tensor:
-    values = read_finite(parts[_DIFFERENCE])
-    return values.flatten(1) if values.ndim > 1 else values.reshape(1, -1)  # a norm's weight is a vector
+@cache
+def _suffixes() -> frozenset[str]:
+    """Suffixes of methods, without the embeddings' factors, which are no change of a matrix product."""
+    kinds = adapter_names().kinds
+    return frozenset(s for kind in kinds for s in (*kind.core, *kind.extra) if "lora_embedding" not in s)
 
 
-def _hadamard(module: str, parts: Mapping[str, LazyTensor]) -> Tensor:
-    import torch
+def _updates(model: str, group: _Group, scaling: Scaling, used: set[str]) -> Iterator[Update]:
+    """The updates of one module's parameters; `used` gets the suffixes that they take into account."""
+    kinds = [kind for kind in adapter_names().kinds if any(suffix in kind.core for suffix in group.parts)]
+    for kind in kinds:
+        if kind.name not in _OURS:
+            proof = next(tensor.name for suffix, tensor in group.parts.items() if suffix in kind.core)
+            raise UsageError(f"model {model}: {proof} belongs to a {kind.name} adapter, which is not understood")
+    methods = [kind for kind in kinds if kind.name not in (_MARK, _COMPANY)]
+    whole = [suffix for suffix in (".diff", _VALUE, ".w_norm") if suffix in group.parts]
+    if len(methods) + len(whole) > 1:
+        names = [kind.name for kind in methods] + whole
+        raise DataError(f"model {model} changes {group.key.target} by {' and '.join(names)}: which one counts?")
+    for kind in methods:
+        update = _READERS[kind.name](group.key, group.named(kind), scaling)
+        if update is None:
+            continue
+        apart = ("bias", "scale") if kind.name == "lora" else ()
+        used |= {suffix for suffix, part in {**kind.extra, **kind.core}.items() if part not in apart}
+        if marks := [suffix for suffix in group.parts if suffix in _kind(_MARK).core]:
+            update = read_magnitude(update, group.parts[marks[0]])
+            used.update(marks[:1])
+        yield update
+        yield from _biases(group, update, used)
+    yield from _differences(group, used)
 
-    missing = [suffix for suffix in _HADAMARD if suffix not in parts]
-    if missing:
-        raise DataError(f"module {module} of a LoHa lacks {', '.join(missing)}")
-    factors = [parts[suffix] for suffix in _HADAMARD]
-    for tensor in factors:
-        check_factor(tensor)
-    shapes = [tensor.shape for tensor in factors]
-    (out, rank), (_, width) = shapes[:2] if all(len(shape) == 2 for shape in shapes) else ((0, 0), (0, 0))
-    if not rank or shapes[0] != shapes[2] or shapes[1] != shapes[3] or shapes[1][0] != rank:
-        raise DataError(f"module {module}: {', '.join(map(str, shapes))} are not the shapes of a LoHa's factors")
-    if out * width > _MOST_ENTRIES:
-        raise DataError(f"module {module}: a LoHa of {out} × {width} numbers, at most {_MOST_ENTRIES} are read")
-    alpha = read_alpha(parts[_ALPHA]) if _ALPHA in parts else None
-    first_up, first_down, second_up, second_down = map(read_finite, factors)
-    update = (first_up @ first_down) * (second_up @ second_down) * (alpha / rank if alpha else 1.0)
-    if not bool(torch.isfinite(update).all()):
-        raise DataError(f"module {module}: the product of a LoHa's factors is infinite")
-    return update
+
+def _biases(group: _Group, update: Update, used: set[str]) -> Iterator[Update]:
+    """A LoRA's own bias, which its factors' scale acts on (PEFT's lora_bias)."""
+    for suffix in _BIASES:
+        if suffix in group.parts:
+            used.add(suffix)
+            yield Change.vector(group.key, "bias", "lora", group.parts[suffix], getattr(update, "scale", 1.0))
+
+
+def _differences(group: _Group, used: set[str]) -> Iterator[Update]:
+    for suffix, parameter in _WHOLE.items():
+        if suffix in group.parts:
+            used.add(suffix)
+            tensor = group.parts[suffix]
+            if len(tensor.shape) < 2:
+                yield Change.vector(group.key, parameter, _COMPANY, tensor)
+            else:
+                yield Change.difference(group.key, parameter, tensor)
+    if _VALUE in group.parts:
+        used.add(_VALUE)
+        yield Change.value(group.key, group.parts[_VALUE])
+
+
+def _lora(key: Key, parts: Mapping[str, LazyTensor], scaling: Scaling) -> Update | None:
+    return target_of(key, parts, scaling) if {"down", "up"} <= parts.keys() else None
+
+
+_READERS: Mapping[str, Callable[[Key, Mapping[str, LazyTensor], Scaling], Update | None]] = {
+    "lora": _lora,
+    "loha": read_hadamard,
+    "lokr": read_kronecker,
+    "oft": read_rotation,
+    "ia3": read_ia3,
+}
+
+
+def _kind(name: str) -> AdapterKind:
+    return next(kind for kind in adapter_names().kinds if kind.name == name)

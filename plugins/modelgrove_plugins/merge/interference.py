@@ -30,9 +30,13 @@ class PairTable:
         self._worst: dict[tuple[int, int], list[tuple[float, str]]] = {}
 
     def add(
-        self, module: str, places: Sequence[int], readers: Sequence[Canonical], updates: Sequence[Canonical]
-    ) -> None:
-        """Take in one module. `updates` act on the inputs that `readers`, the adapters as they were, stand for."""
+        self, module: str, places: Sequence[int], readers: Sequence[Canonical], updates: Sequence[Canonical],
+        shape: tuple[int, int],
+    ) -> None:  # fmt: skip
+        """Take in one module (out, in·kernel), whose updates are given in any common coordinates.
+
+        `updates` act on the inputs that `readers`, the adapters as they were, stand for.
+        """
         import torch
 
         from modelgrove_kernels.subspace import echoes, relations
@@ -48,8 +52,8 @@ class PairTable:
         self._own[rows] += own.square()
         self._inputs[at] += found.input_overlap.double()
         self._outputs[at] += found.output_overlap.double()
-        self._chance_in[at] += (larger / updates[0].V.shape[0]).clamp_max(1)
-        self._chance_out[at] += (larger / updates[0].U.shape[0]).clamp_max(1)
+        self._chance_in[at] += (larger / shape[1]).clamp_max(1)
+        self._chance_out[at] += (larger / shape[0]).clamp_max(1)
         self._shared[at] += 1
         self._note_worst(module, places, echo / own[:, None].clamp_min(torch.finfo(torch.float64).tiny))
 

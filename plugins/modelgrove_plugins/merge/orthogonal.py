@@ -11,13 +11,18 @@ inputs that the other was made for any more: it is the crosstalk that vanishes.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from modelgrove_hub.contracts import API, Context, Kind, Params, Result
 from modelgrove_hub.errors import UsageError
-from modelgrove_plugins.merge.joining import MergeParams, join
+from modelgrove_plugins.merge.merging import merge
+from modelgrove_plugins.merge.methods import Method, Parts
+from modelgrove_plugins.merge.params import MergeParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class OrthogonalParams(MergeParams):
@@ -47,6 +52,11 @@ class Orthogonal:
         """
         from modelgrove_kernels.subspace import orthogonalise, project_apart
 
-        if len(context.inputs) < 2:
+        repair = project_apart if params.repair == "projection" else orthogonalise
+
+        def rule(parts: Parts) -> list[Tensor]:
+            return [update.up @ update.down for update in repair(parts.forms)]
+
+        if len(context.inputs) - params.base < 2:
             raise UsageError("orthogonal merging needs two adapters or more; use `sum` to rescale or shrink one")
-        return join(context, self.name, params, project_apart if params.repair == "projection" else orthogonalise)
+        return merge(context, Method(self.name, rule, spectral=True), params)

@@ -1,13 +1,18 @@
-"""What adapters add, against PEFT's own deltas and the formulas of the papers."""
+"""What adapters add, against what PEFT and LyCORIS make of the files that they write."""
+
+from dataclasses import replace
 
 import pytest
 import torch
-from peft import LoHaConfig, inject_adapter_in_model
-from peft.tuners.loha import LoHaLayer
+from diffusers import UNet2DConditionModel
+from lycoris import LycorisNetwork, create_lycoris
+from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from safetensors.torch import save_file
 
 from modelgrove_hub.errors import DataError, UsageError
-from modelgrove_hub.formats.updates import read_updates
+from modelgrove_hub.formats.adapter_keys import flat
+from modelgrove_hub.formats.adapters import Factors
+from modelgrove_hub.formats.updates import open_updates, read_updates
 from modelgrove_hub.testing import FolderModel
 
 MODULE = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -21,22 +26,125 @@ def loha(**changes):
     return tensors | {f"{STEM}.{part}": tensor for part, tensor in changes.items()}
 
 
-def read(tmp_path, tensors):
+def opened(tmp_path, tensors):
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, tmp_path / "m.safetensors")
+    return open_updates(FolderModel(tmp_path / "m.safetensors"))
+
+
+def read(tmp_path, tensors):
+    opened(tmp_path, tensors)
     return dict(read_updates(FolderModel(tmp_path / "m.safetensors")))
 
 
-@pytest.mark.parametrize("alpha", [None, 1.0, 6.0])
-def test_a_loha_is_what_peft_makes_of_the_same_numbers(tmp_path, alpha):
-    tensors = loha() if alpha is None else loha(alpha=torch.tensor(alpha))
-    network = torch.nn.Sequential(torch.nn.Linear(5, 6))
-    # LyCORIS reads a missing alpha as the rank.
-    inject_adapter_in_model(LoHaConfig(r=2, alpha=alpha or 2, target_modules=["0"]), network)
-    layer = next(module for module in network.modules() if isinstance(module, LoHaLayer))
-    for part in SHAPES:
-        getattr(layer, part)["default"].data = tensors[f"{STEM}.{part}"]
-    (update,) = read(tmp_path, tensors).values()
-    torch.testing.assert_close(update, layer.get_delta_weight("default").detach())
+def matrix(update):
+    return update.up.double() @ update.down.double() if isinstance(update, Factors) else update.double()
+
+
+def make_unet():
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8, layers_per_block=1, block_out_channels=(16, 32), norm_num_groups=8, cross_attention_dim=24,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=2,
+    )  # fmt: skip
+
+
+def assert_changes(found, changes):
+    """What every update adds to the network's weights is what the library made of them."""
+    assert found.targets.keys() == changes.keys()
+    assert found.unmatched == ()
+    weights = {name: weight.double() for name, weight in make_unet().state_dict().items()}
+    for name, wanted in changes.items():
+        update = found.targets[name]
+        base = weights[f"{name}.weight"].flatten(1).float() if update.needs_weight else None
+        # The libraries multiply in float32, in another order, and round once more when they add to W.
+        room = 2e-6 * float(wanted.norm()) + 2e-7 * float(weights[f"{name}.weight"].norm())
+        assert float((matrix(update.read(base)) - wanted.flatten(1)).norm()) < room, name
+
+
+PEFT = {
+    "lora": LoraConfig(r=4, lora_alpha=6, target_modules=["to_q", "conv1"], rank_pattern={"conv1": 3}),
+    "rslora": LoraConfig(r=4, lora_alpha=6, target_modules=["to_q"], use_rslora=True),
+    "dora": LoraConfig(r=4, lora_alpha=6, target_modules=["to_q", "conv1"], use_dora=True),
+    "loha": LoHaConfig(r=2, alpha=3, target_modules=["to_q", "to_k"]),
+    "loha on convolutions": LoHaConfig(r=2, alpha=3, target_modules=["conv1"]),
+    "loha with Tucker cores": LoHaConfig(r=2, alpha=3, target_modules=["conv1"], use_effective_conv2d=True),
+    "lokr": LoKrConfig(r=2, alpha=3, target_modules=["to_q", "to_k"]),
+    "lokr of two products": LoKrConfig(r=1, alpha=3, target_modules=["to_k"], decompose_both=True, decompose_factor=4),
+    "lokr of two matrices": LoKrConfig(r=30, alpha=3, target_modules=["to_q"]),
+    "lokr on convolutions": LoKrConfig(r=2, alpha=3, target_modules=["conv1"]),
+    "lokr with a Tucker core": LoKrConfig(r=2, alpha=3, target_modules=["conv1"], use_effective_conv2d=True),
+    "ia3": IA3Config(target_modules=["to_q", "ff.net.2"], feedforward_modules=["ff.net.2"]),
+}
+
+
+@pytest.mark.parametrize("config", PEFT.values(), ids=PEFT.keys())
+def test_what_peft_writes_is_what_peft_adds(tmp_path, config):
+    model = get_peft_model(make_unet(), config)
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, mean=1 if config.peft_type == "IA3" else 0, std=0.3)
+    model.save_pretrained(tmp_path)
+    before, after = make_unet().state_dict(), model.merge_and_unload().state_dict()
+    changes = {
+        name.removesuffix(".weight"): after[name].double() - weight.double()
+        for name, weight in before.items()
+        if not torch.equal(after[name], weight)
+    }
+    assert changes
+    assert_changes(open_updates(FolderModel(tmp_path)), changes)
+
+
+LYCORIS = {
+    "lora": {"algo": "lora"},
+    "lora with Tucker cores": {"algo": "lora", "use_tucker": True},
+    "dora": {"algo": "lora", "weight_decompose": True},
+    "dora of columns": {"algo": "lora", "weight_decompose": True, "wd_on_out": False},
+    "loha": {"algo": "loha"},
+    "loha with Tucker cores": {"algo": "loha", "use_tucker": True},
+    "lokr": {"algo": "lokr", "factor": 4},
+    "lokr with Tucker cores": {"algo": "lokr", "factor": 4, "use_tucker": True},
+    "lokr of two products": {"algo": "lokr", "factor": 8, "decompose_both": True},
+    "lokr of two matrices": {"algo": "lokr", "linear_dim": 10000, "conv_dim": 10000},
+    "dora of lokr": {"algo": "lokr", "factor": 4, "weight_decompose": True},
+    "oft": {"algo": "diag-oft"},
+    "oft with rescale": {"algo": "diag-oft", "rescaled": True, "constraint": 0.01},
+    "boft": {"algo": "boft", "rescaled": True},
+    "ia3": {"algo": "ia3"},
+    "full": {"algo": "full"},
+}
+
+
+def merged_by_lycoris(lora):
+    """The weight that it trains with. Its own `get_merged_weight` applies the scale of LoHa and LoKr twice (4.1.3)."""
+    if lora.name not in ("loha", "kron"):
+        return lora.get_merged_weight(shape=lora.shape)[0]
+    weight = lora.org_weight + lora.get_weight(lora.shape)
+    return lora.apply_weight_decompose(weight) if lora.wd else weight
+
+
+@pytest.mark.parametrize("options", LYCORIS.values(), ids=LYCORIS.keys())
+def test_what_lycoris_writes_is_what_lycoris_adds(tmp_path, options):
+    unet = make_unet()
+    LycorisNetwork.apply_preset({"target_module": ["Transformer2DModel", "ResnetBlock2D"]})
+    dims = {"linear_dim": 2, "linear_alpha": 3, "conv_dim": 2, "conv_alpha": 1}
+    network = create_lycoris(unet, 1.0, **(dims | options))
+    before = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    network.apply_to()
+    torch.manual_seed(1)
+    for parameter in network.parameters():
+        with torch.no_grad():
+            parameter += 0.1 * torch.randn_like(parameter)
+    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, tmp_path / "m.safetensors")
+    names = {flat(name): name for name, _ in unet.named_modules()}
+    changes = {}
+    for lora in network.loras:
+        name = names[lora.lora_name.removeprefix("lycoris_")]
+        changes[name] = merged_by_lycoris(lora).detach().double() - before[f"{name}.weight"].double()
+    found = open_updates(FolderModel(tmp_path / "m.safetensors"))
+    biases = {name for name in found.targets if name.endswith(".bias")}
+    assert_changes(replace(found, targets={k: v for k, v in found.targets.items() if k not in biases}), changes)
 
 
 def test_whole_differences_are_read_as_matrices(tmp_path):
@@ -68,14 +176,67 @@ def test_methods_may_stand_side_by_side(tmp_path):
     )
 
 
-def test_a_dora_is_refused_with_the_way_out(tmp_path):
+def test_a_dora_cannot_be_read_without_its_base_and_the_way_out_is_told(tmp_path):
     tensors = {
         f"base_model.model.{MODULE}.lora_A.weight": torch.randn(2, 5),
         f"base_model.model.{MODULE}.lora_B.weight": torch.randn(6, 2),
         f"base_model.model.{MODULE}.lora_magnitude_vector": torch.randn(6),
     }
-    with pytest.raises(UsageError, match=r"is a DoRA.*Export its weight differences \(\.diff\)"):
+    with pytest.raises(UsageError, match=r"dora.*Export its weight differences \(\.diff\)"):
         read(tmp_path, tensors)
+    update = opened(tmp_path, tensors).targets[MODULE]
+    with pytest.raises(DataError, match="the base's is"):
+        update.read()
+    with pytest.raises(DataError, match=r"the base's is \(6, 4\)"):
+        update.read(torch.ones(6, 4))
+
+
+def test_biases_are_updates_of_their_own(tmp_path):
+    bias = torch.randn(6)
+    tensors = {
+        f"{STEM}.lora_down.weight": torch.randn(2, 5),
+        f"{STEM}.lora_up.weight": torch.randn(6, 2),
+        f"{STEM}.alpha": torch.tensor(1.0),
+        f"{STEM}.diff_b": bias,
+    }
+    found = opened(tmp_path, tensors)
+    assert found.targets.keys() == {MODULE, f"{MODULE}.bias"}
+    assert torch.equal(found.targets[f"{MODULE}.bias"].read(), bias.reshape(1, 6))
+
+
+def test_norms_have_differences_of_weight_and_bias(tmp_path):
+    stem, norm = "lora_unet_mid_block_resnets_0_norm1", "mid_block.resnets.0.norm1"
+    found = opened(tmp_path, {f"{stem}.w_norm": torch.ones(4), f"{stem}.b_norm": 2 * torch.ones(4)})
+    assert found.targets[norm].read().tolist() == [[1.0] * 4]
+    assert found.targets[f"{norm}.bias"].read().tolist() == [[2.0] * 4]
+
+
+def test_a_weight_in_the_place_of_the_base_s_is_their_difference(tmp_path):
+    value, base = torch.randn(6, 5), torch.randn(6, 5)
+    update = opened(tmp_path, {f"{STEM}.set_weight": value}).targets[MODULE]
+    assert update.needs_weight
+    assert torch.equal(update.read(base), value - base)
+
+
+def test_what_flux_fuses_is_parted_as_diffusers_names_it(tmp_path):
+    down, up = torch.randn(2, 8), torch.randn(24, 2)
+    stem = "lora_unet_double_blocks_3_img_attn_qkv"
+    single = "lora_unet_single_blocks_0_linear1"
+    tensors = {
+        f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.diff_b": torch.arange(24.0),
+        f"{single}.lora_down.weight": down.clone(), f"{single}.lora_up.weight": torch.randn(56, 2),
+    }  # fmt: skip
+    found = opened(tmp_path, tensors)
+    assert found.unmatched == ()
+    for place, name in enumerate("qkv"):
+        update = found.targets[f"transformer_blocks.3.attn.to_{name}"]
+        rows = slice(8 * place, 8 * place + 8)
+        assert (update.component, update.shape) == ("transformer", (8, 8))
+        assert torch.equal(matrix(update.read()), (up.double() @ down.double())[rows])
+        bias = found.targets[f"transformer_blocks.3.attn.to_{name}.bias"]
+        assert bias.read().tolist() == [list(range(8 * place, 8 * place + 8))]
+    assert found.targets["single_transformer_blocks.0.proj_mlp"].shape == (32, 8)
+    assert found.targets["single_transformer_blocks.0.attn.to_v"].shape == (8, 8)
 
 
 @pytest.mark.parametrize(
@@ -88,14 +249,16 @@ def test_a_dora_is_refused_with_the_way_out(tmp_path):
         (loha(hada_w1_a=torch.full((6, 2), float("nan"))), DataError, "hada_w1_a holds NaN"),
         (loha(hada_w1_a=torch.full((6, 2), 1e30), hada_w2_a=torch.full((6, 2), 1e30)), DataError, "infinite"),
         (loha(alpha=torch.tensor(float("inf"))), DataError, "an alpha is a finite number"),
-        (loha(hada_t1=torch.ones(2, 2, 3, 3)), UsageError, "Tucker core of a LoHa"),
+        (loha(hada_t1=torch.ones(2, 2, 3, 3)), DataError, "not the shapes of a LoHa with Tucker cores"),
         (loha() | {f"{STEM}.lora_down.weight": torch.ones(2, 5), f"{STEM}.lora_up.weight": torch.ones(6, 2)},
          DataError, "which one counts"),
         (loha() | {f"{STEM}.diff": torch.ones(6, 5)}, DataError, "which one counts"),
         ({f"{STEM}.diff": torch.full((6, 5), float("inf"))}, DataError, "NaN or infinite"),
-        ({f"{STEM}.diff": torch.ones(6, 5), f"{STEM}.lokr_w1": torch.ones(2, 2)}, UsageError, "lokr"),
-        ({f"{STEM}.lokr_w1": torch.ones(2, 2)}, UsageError, "lokr"),
-        ({"conv_in.weight": torch.ones(4, 4)}, UsageError, "no LoRA factors"),
+        ({f"{STEM}.diff": torch.ones(6, 5), f"{STEM}.lokr_w1": torch.ones(2, 2)}, DataError, "which one counts"),
+        ({f"{STEM}.lokr_w1": torch.ones(2, 2)}, DataError, "neither w2 nor both"),
+        ({f"{STEM}.a1.weight": torch.ones(2, 2)}, UsageError, "glora"),
+        ({f"{STEM}.oft_r": torch.ones(2, 2)}, DataError, "oft_blocks"),
+        ({"conv_in.weight": torch.ones(4, 4)}, UsageError, "holds no adapter"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_by_name(tmp_path, tensors, error, message):

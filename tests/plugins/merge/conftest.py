@@ -45,7 +45,7 @@ class Maker:
         (self.folder / name).mkdir(parents=True)
         path = self.folder / name / "pytorch_lora_weights.safetensors"
         save_file(tensors, path, metadata)
-        return FolderModel(path, name=name, **facts)
+        return FolderModel(path, name=name, adapter_type="lora", **facts)
 
 
 def hash_of(name):

@@ -13,7 +13,7 @@ MODULE = "mid_block.attentions.0.proj_in"
 
 def merge(models, folder, **params):
     result = run_plugin(Orthogonal(), models, folder, params)
-    return result.report, FolderModel(folder / "out")
+    return result.report, FolderModel(folder / "out", adapter_type="lora")
 
 
 @pytest.fixture

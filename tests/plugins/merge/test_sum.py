@@ -12,9 +12,10 @@ from peft.tuners.lora import LoraLayer
 from modelgrove_hub.contracts import Cancelled
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.adapters import read_adapter
+from modelgrove_hub.recipes import recipe_of
 from modelgrove_hub.tables import ModelKind, Relation
 from modelgrove_hub.testing import FolderModel, LocalContext, check_plugin, run_plugin
-from modelgrove_plugins.merge.joining import RECIPE, MergeParams
+from modelgrove_plugins.merge.params import MergeParams
 from modelgrove_plugins.merge.sum import Sum
 
 # Two float32 QRs and an SVD: tens of roundings of 6e-8.
@@ -23,7 +24,7 @@ EXACT = 5e-6
 
 def merge(models, folder, **params):
     result = run_plugin(Sum(), models, folder, params)
-    return result, FolderModel(folder / "out")
+    return result, FolderModel(folder / "out", adapter_type="lora")
 
 
 def products(model):
@@ -126,7 +127,7 @@ def peft_deltas(model, adapter):
 
 
 def test_the_result_is_what_diffusers_and_peft_make_of_it(peft_model, tmp_path):
-    models = [FolderModel(tmp_path / "peft" / name) for name in ("one", "two")]
+    models = [FolderModel(tmp_path / "peft" / name, adapter_type="lora") for name in ("one", "two")]
     merge(models, tmp_path / "job", weights=[0.7, 0.4])
     unet = make_unet()
     unet.load_lora_adapter(tmp_path / "job/out/pytorch_lora_weights.safetensors", prefix="unet")
@@ -136,7 +137,7 @@ def test_the_result_is_what_diffusers_and_peft_make_of_it(peft_model, tmp_path):
 
 
 def test_it_equals_peft_s_cat_and_peft_s_linear_is_wrong_by_the_known_amount(peft_model, tmp_path):
-    models = [FolderModel(tmp_path / "peft" / name) for name in ("one", "two")]
+    models = [FolderModel(tmp_path / "peft" / name, adapter_type="lora") for name in ("one", "two")]
     _, merged = merge(models, tmp_path / "job", weights=[1.0, 1.0])
     ours = products(merged)
     for kind in ("cat", "linear"):
@@ -154,9 +155,9 @@ def test_the_file_says_how_it_was_made(make, tmp_path):
     models = [make(name)[0] for name in "ab"]
     _, merged = merge(models, tmp_path / "job", weights=[0.5, 2.0], rank=3)
     metadata = merged.metadata()
-    recipe = json.loads(metadata[RECIPE])
-    assert recipe["method"] == "sum"
-    assert recipe["inputs"] == [{"name": "a", "weight": 0.5}, {"name": "b", "weight": 2.0}]
+    recipe = recipe_of(metadata, "merged")
+    assert (recipe.method, recipe.parameters) == ("sum", {"rank": 3})
+    assert [(model.name, model.weight) for model in recipe.models] == [("a", 0.5), ("b", 2.0)]
     assert metadata["modelspec.merged_from"] == "a, b"
     fields = json.loads(metadata["lora_adapter_metadata"])
     assert (fields["unet.r"], fields["unet.lora_alpha"]) == (3, 3)
@@ -218,13 +219,13 @@ def test_a_convolution_of_one_pixel_is_the_linear_layer_that_others_write(make, 
 def test_other_declared_bases_and_left_out_tensors_are_reported(make, tmp_path):
     module = "mid_block.attentions.0.proj_in"
     tensors = {f"unet.{module}.lora_A.weight": torch.randn(2, 8), f"unet.{module}.lora_B.weight": torch.randn(8, 2)}
-    a = make.write("a", tensors | {f"unet.{module}.lora_B.bias": torch.ones(8)}, {"ss_sd_model_name": "base-1"})
+    a = make.write("a", tensors | {f"unet.{module}.scale_b": torch.ones(8)}, {"ss_sd_model_name": "base-1"})
     b = make.write("b", tensors, {"ss_sd_model_name": "base-2"})
     result, _ = merge([a, b], tmp_path / "job")
     warnings = " / ".join(result.report["warnings"])
-    assert "a: 1 tensors belong to no LoRA factors" in warnings
+    assert "a: 1 tensors belong to no update" in warnings
     assert "base-1" in warnings
-    assert result.report["coverage"][0]["unmatched_names"] == [f"unet.{module}.lora_B.bias"]
+    assert result.report["coverage"][0]["unmatched_names"] == [f"unet.{module}.scale_b"]
 
 
 def test_a_broken_factor_is_refused_by_name_and_leaves_no_file(make, tmp_path):

@@ -1,0 +1,95 @@
+"""Where the weights and biases of a checkpoint's modules lie, by the names that adapters use for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING
+
+from modelgrove_hub.contracts import InputModel, LazyTensor
+from modelgrove_hub.formats.adapter_keys import flat, module_of
+from modelgrove_hub.formats.adapters import full_key
+from modelgrove_hub.formats.naming import container_names
+from modelgrove_hub.formats.native_names import pieces
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PARAMETERS = {
+    ".weight": "weight",
+    ".bias": "bias",
+    ".in_proj_weight": "weight",
+    ".in_proj_bias": "bias",
+}
+_FUSED = ".in_proj"
+"""OpenCLIP's attention has its fused matrix as a parameter of its own, not in a module."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A parameter, or the rows of a fused one. `shape` is (out, in·kernel), of a vector (1, n)."""
+
+    tensor: LazyTensor
+    rows: slice | None
+    shape: tuple[int, int]
+
+    def read(self) -> Tensor:
+        """The values, float32, of `shape`."""
+        return self.part_of(self.tensor.read().float()).reshape(self.shape)
+
+    def part_of(self, values: Tensor) -> Tensor:
+        """The rows of this slot, a view of the whole tensor's values."""
+        return values if self.rows is None else values[self.rows]
+
+
+def slots_of(model: InputModel) -> Mapping[str, Slot]:
+    """Canonical module name, flat, and ".bias" behind it for a bias → where it lies. Headers only."""
+    found: dict[str, Slot] = {}
+    for tensor in model.tensors():
+        if not tensor.shape or 0 in tensor.shape:
+            continue
+        path = _path(tensor)
+        suffix = next((suffix for suffix in _PARAMETERS if path.endswith(suffix)), None)
+        if suffix is None:
+            continue
+        parameter = _PARAMETERS[suffix]
+        stem = path.removesuffix(suffix) + (_FUSED if suffix.startswith(_FUSED) else "")
+        rows, columns = tensor.shape[0], prod(tensor.shape[1:])
+        shape = (1, rows) if len(tensor.shape) == 1 else (rows, columns)
+        for name, slot in _slots(stem, tensor, shape):
+            found.setdefault(flat(name) + ("" if parameter == "weight" else f".{parameter}"), slot)
+    return found
+
+
+def _slots(stem: str, tensor: LazyTensor, shape: tuple[int, int]) -> list[tuple[str, Slot]]:
+    """The module, in diffusers' pieces where its authors have another name for it, and as it is called."""
+    component, module = _split(stem)
+    slots = [(module_of(stem), Slot(tensor, None, shape))]
+    for piece in pieces(module, shape):
+        size = piece.stop - piece.start
+        part = (1, size) if shape[0] == 1 else (size, shape[1])
+        whole = size == shape[1 if shape[0] == 1 else 0]
+        rows = None if whole else slice(piece.start, piece.stop)
+        slots.append((module_of(component + piece.module), Slot(tensor, rows, part)))
+    return slots
+
+
+def _path(tensor: LazyTensor) -> str:
+    """The tensor's name as adapters have it: behind "text_encoder." of that, behind nothing of a denoiser."""
+    name = full_key(tensor)
+    prefix = container_names().part_of(name)
+    part = container_names().parts.get(prefix, "")
+    rest = name.removeprefix(prefix)
+    if not part.startswith("text_encoder"):
+        return rest if part in ("denoiser", "unet", "model") else name
+    # transformers 5 has CLIP's layers no more under "text_model", where adapters have them.
+    inner = rest.split(".", 1)[0] in ("encoder", "embeddings", "final_layer_norm")
+    clip = part != "text_encoder_3" and inner and "layers" in rest
+    return f"{part}.{'text_model.' if clip else ''}{rest}"
+
+
+def _split(stem: str) -> tuple[str, str]:
+    """("text_encoder.", rest) or ("", stem)."""
+    head, dot, rest = stem.partition(".")
+    return (head + dot, rest) if head.startswith("text_encoder") else ("", stem)

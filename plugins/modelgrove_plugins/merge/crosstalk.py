@@ -1,0 +1,141 @@
+"""How much adapters will get in each other's way, told before they are merged, from their factors alone.
+
+The energy-weighted crosstalk of b on a is ‖Δ_b V_a S_a‖ / ‖Δ_a V_a S_a‖: what b answers to the inputs that a was made
+for, as a share of a's own answer. Beside it stand the signed cosine of the updates, the overlaps of their input and
+output directions with the chance level of random ones, and what the sum will measure. `crosstalk.svg` shows every pair
+in every block. The verdicts are those of `verdicts.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from modelgrove_hub.contracts import API, Context, Kind, Params, Result
+from modelgrove_hub.errors import UsageError
+from modelgrove_plugins.merge.alignment import align
+from modelgrove_plugins.merge.combining import Combined
+from modelgrove_plugins.merge.heatmap import draw
+from modelgrove_plugins.merge.interference import PairTable
+from modelgrove_plugins.merge.joining import combine_site
+from modelgrove_plugins.merge.methods import Method
+from modelgrove_plugins.merge.params import MergeParams
+from modelgrove_plugins.merge.tally import distinct
+from modelgrove_plugins.merge.verdicts import suggestion, verdict
+
+PLOT = "crosstalk.svg"
+_SUM = Method("sum")
+
+
+class CrosstalkParams(Params):
+    """The strengths that the adapters would be merged with."""
+
+    weights: tuple[float, ...] = Field((), description="One strength for each adapter, in order; 1 each if not given.")
+
+
+class Crosstalk:
+    """Measure every pair of adapters, block by block, and say how to merge them."""
+
+    name: ClassVar[str] = "crosstalk"
+    kind: ClassVar[Kind] = Kind.ANALYZER
+    api: ClassVar[int] = API
+    summary: ClassVar[str] = "How much adapters would disturb each other if they were merged, and by which method to."
+    paper: ClassVar[str] = "crosstalk after Po et al., Orthogonal Adaptation (CVPR 2024)"
+    Params: ClassVar[type[Params]] = CrosstalkParams
+
+    def run(self, context: Context, params: CrosstalkParams) -> Result:
+        """Report norms, pairs, blocks, a verdict for every pair and a suggestion; nothing is merged.
+
+        Raises:
+            UsageError: the adapters do not belong together, or the weights do not fit.
+            DataError: a file is broken; the message names the tensor.
+        """
+        if any(model.adapter_type is None for model in context.inputs):
+            whole = next(model.name for model in context.inputs if model.adapter_type is None)
+            raise UsageError(f"{whole} is no adapter: crosstalk is told of adapters")
+        alignment = align(context.inputs)
+        names = distinct([file.name for file in alignment.files])
+        merging = MergeParams(weights=params.weights or (1.0,) * len(names))
+        if len(merging.weights) != len(names):
+            raise UsageError(f"{len(names)} adapters need as many weights, not {len(merging.weights)}")
+        whole_table, blocks = PairTable(names), defaultdict[str, PairTable](lambda: PairTable(names))
+        tallies = _Norms(len(names))
+        for number, site in enumerate(alignment.sites):
+            context.progress(number / len(alignment.sites), site.name)
+            combined = combine_site(_SUM, merging, alignment, site, merging.weights, context.seed)
+            tallies.add(combined)
+            parts = combined.parts
+            for table in (whole_table, blocks[_block(site.component, site.module)]):
+                table.add(site.name, parts.places, parts.forms, parts.forms, site.shape)
+        pairs = [{**pair, "verdict": verdict(pair)} for pair in whole_table.rows()]
+        by_block = {block: table.rows() for block, table in blocks.items()}
+        context.path(PLOT).write_text(_plot(pairs, by_block), "utf-8")
+        report = {
+            "warnings": list(alignment.warnings),
+            "coverage": alignment.coverage(),
+            **tallies.report(names, merging.weights),
+            "pairs": pairs,
+            "blocks": {
+                block: [
+                    {
+                        key: row[key]
+                        for key in ("a", "b", "crosstalk_of_b_on_a", "crosstalk_of_a_on_b", "shared_modules")
+                    }
+                    for row in rows
+                ]
+                for block, rows in by_block.items()
+            },
+            "suggestion": suggestion(pairs, merging.weights),
+        }
+        return Result(report=report, artefacts=(PLOT,))
+
+
+class _Norms:
+    """Sums over modules of what each adapter, and their sum, measure."""
+
+    def __init__(self, count: int) -> None:
+        self._squares, self._ranks, self._modules = [0.0] * count, [0.0] * count, [0] * count
+        self._sum = 0.0
+
+    def add(self, combined: Combined) -> None:
+        from modelgrove_kernels.subspace import entropy_rank
+
+        for place, form in zip(combined.parts.places, combined.parts.forms, strict=True):
+            self._squares[place] += form.norm**2
+            self._ranks[place] += entropy_rank(form.S)
+            self._modules[place] += 1
+        self._sum += float(combined.result.square().sum())
+
+    def report(self, names: list[str], weights: tuple[float, ...]) -> dict[str, Any]:
+        from modelgrove_plugins.merge.interference import rounded
+
+        rows = zip(names, weights, self._squares, self._ranks, self._modules, strict=True)
+        independent = sum(weight**2 * square for weight, square in zip(weights, self._squares, strict=True))
+        return {
+            "adapters": [
+                {"name": name, "weight": weight, "norm": rounded(square**0.5, 5), "modules": modules,
+                 "entropy_rank": round(rank / max(modules, 1), 2)}
+                for name, weight, square, rank, modules in rows
+            ],
+            "norm": rounded(self._sum**0.5, 5),
+            "norm_if_independent": rounded(independent**0.5, 5),
+        }  # fmt: skip
+
+
+def _block(component: str, module: str) -> str:
+    """The component, and the module's name up to its first number: "unet down_blocks.1"."""
+    found = re.match(r".*?\.\d+(?=\.|$)", module)
+    return f"{component} {found[0] if found else module.split('.', 1)[0]}".strip()
+
+
+def _plot(pairs: list[dict[str, Any]], blocks: dict[str, list[dict[str, Any]]]) -> str:
+    columns = ["all", *blocks]
+    rows = []
+    for place, pair in enumerate(pairs):
+        for a, b, key in ((pair["a"], pair["b"], "crosstalk_of_b_on_a"), (pair["b"], pair["a"], "crosstalk_of_a_on_b")):
+            shared = {block: found[place][key] for block, found in blocks.items() if found[place]["shared_modules"]}
+            rows.append((f"{b} on {a}", {"all": pair[key], **shared}))
+    return draw(rows, columns, "Crosstalk: what an adapter answers to another one's inputs")

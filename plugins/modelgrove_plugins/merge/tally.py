@@ -1,0 +1,127 @@
+"""What a merge of adapters reports: sums over all modules."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from modelgrove_plugins.merge.alignment import Alignment, Site
+from modelgrove_plugins.merge.combining import Combined
+from modelgrove_plugins.merge.interference import PairTable, rounded
+
+if TYPE_CHECKING:
+    from modelgrove_kernels.lowrank import Canonical, Merged
+
+
+@dataclass
+class Tally:
+    """Takes in one module after another."""
+
+    names: Sequence[str]
+    before: PairTable = field(init=False)
+    after: PairTable = field(init=False)
+    separated: bool = False
+    """Whether the method changed the updates one by one."""
+    squares: list[dict[str, float]] = field(init=False)
+    """For each adapter: sums over its modules."""
+    modules: list[dict[str, Any]] = field(default_factory=list)
+    norm: float = 0.0
+    lost: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.before, self.after = PairTable(self.names), PairTable(self.names)
+        self.squares = [{} for _ in self.names]
+
+    def add(self, site: Site, combined: Combined, merged: Merged) -> None:
+        """Note a module: what its adapters are, what the method made of them, what truncation cut off."""
+        parts = combined.parts
+        self.before.add(site.name, parts.places, parts.forms, parts.forms, site.shape)
+        if combined.changed is not None:
+            self.separated = True
+            changed = [_present(update) for update in combined.changed]
+            self.after.add(site.name, parts.places, parts.forms, changed, site.shape)
+        self._note_adapters(combined)
+        total = merged.result.norm**2 / max(1 - merged.error**2, 1e-12)
+        self.norm += total
+        self.lost += total * merged.error**2
+        row = {"module": site.name, "adapters": len(parts.places), "rank": merged.result.rank}
+        self.modules.append({**row, "error": rounded(merged.error, 3)})
+
+    def _note_adapters(self, combined: Combined) -> None:
+        from modelgrove_kernels.subspace import entropy_rank
+
+        parts = combined.parts
+        changed = parts.updates if combined.changed is None else combined.changed
+        rows = zip(parts.places, parts.forms, parts.updates, changed, parts.weights, strict=True)
+        for place, form, update, kept, weight in rows:
+            own = weight * update
+            found = {
+                "modules": 1,
+                "norm": form.norm**2,
+                "rank": form.rank,
+                "entropy_rank": entropy_rank(form.S),
+                "kept": float(kept.square().sum()),
+                "along": float((kept * update).sum()),
+                # X·Xᵀ: what X answers to the inputs that it was made for.
+                "answer": float((own @ update.T).square().sum()),
+                "damage": float(((combined.result - own) @ update.T).square().sum()),
+            }
+            sums = self.squares[place]
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + value
+
+    def report(self, alignment: Alignment, weights: Sequence[float]) -> dict[str, Any]:
+        """All of it as JSON values."""
+        adapters = [
+            self._adapter_row(name, weight, sums)
+            for name, weight, sums in zip(self.names, weights, self.squares, strict=True)
+        ]
+        warnings = [*alignment.warnings, *(_loss(row) for row in adapters if row.get("energy_kept", 1.0) < 0.5)]
+        independent = sum(weight**2 * sums["norm"] for weight, sums in zip(weights, self.squares, strict=True))
+        report: dict[str, Any] = {
+            "relative_error": rounded((self.lost / self.norm) ** 0.5 if self.norm else 0.0, 3),
+            "norm": rounded(self.norm**0.5, 5),
+            "norm_if_independent": rounded(math.sqrt(independent), 5),
+            "warnings": warnings,
+            "coverage": alignment.coverage(),
+            "adapters": adapters,
+            "pairs": self.before.rows(),
+        }
+        if self.separated:
+            report["pairs_after"] = self.after.rows()
+        return {**report, "modules": self.modules}
+
+    def _adapter_row(self, name: str, weight: float, sums: Mapping[str, float]) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "name": name,
+            "weight": weight,
+            "norm": rounded(sums["norm"] ** 0.5, 5),
+            "effective_rank": round(sums["rank"] / sums["modules"], 2),
+            "entropy_rank": round(sums["entropy_rank"] / sums["modules"], 2),
+            "damage": rounded((sums["damage"] / sums["answer"]) ** 0.5 if sums["answer"] else 0.0),
+        }
+        if self.separated:
+            row["energy_kept"] = rounded(sums["kept"] / sums["norm"] if sums["norm"] else 1.0)
+            length = (sums["kept"] * sums["norm"]) ** 0.5
+            row["cosine_with_original"] = rounded(sums["along"] / length if length else 0.0)
+        return row
+
+
+def _present(update: Any) -> Canonical:
+    """Without the directions that a method has taken away, of which rounding is left."""
+    from modelgrove_kernels.lowrank import leading
+
+    form = leading(update, min(update.shape))
+    return form.above(1e-5 * float(form.S[:1].sum()))
+
+
+def _loss(row: Mapping[str, Any]) -> str:
+    return f"{row['name']} keeps only {row['energy_kept']:.0%} of its energy"
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, numbered where one model is merged with itself."""
+    numbered = [f"{name} ({names[:place].count(name) + 1})" for place, name in enumerate(names)]
+    return [new if names.count(name) > 1 else name for name, new in zip(names, numbered, strict=True)]

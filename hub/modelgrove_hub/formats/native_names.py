@@ -28,6 +28,7 @@ class _Rule:
     pattern: re.Pattern[str]
     targets: tuple[str, ...]
     widths: bool
+    times: int | None
 
 
 def pieces(module: str, shape: tuple[int, int]) -> tuple[Piece, ...]:
@@ -37,7 +38,8 @@ def pieces(module: str, shape: tuple[int, int]) -> tuple[Piece, ...]:
     """
     rows = shape[1] if shape[0] == 1 else shape[0]
     for rule in _rules():
-        if match := rule.pattern.fullmatch(module):
+        match = rule.pattern.fullmatch(module)
+        if match and rule.times in (None, shape[0] / shape[1]):
             bounds = _bounds(rule, rows, shape)
             names = [target.replace("#", match[1] if match.groups() else "") for target in rule.targets]
             return tuple(Piece(name, start, stop) for name, start, stop in zip(names, bounds, bounds[1:], strict=False))
@@ -55,7 +57,8 @@ def _bounds(rule: _Rule, rows: int, shape: tuple[int, int]) -> list[int]:
 def _rules() -> tuple[_Rule, ...]:
     table = tomllib.loads((FOLDER / "native.toml").read_text("utf-8"))
     return tuple(
-        _Rule(_compiled(rule["from"]), tuple(rule["to"]), rule.get("widths", False)) for rule in table["modules"]
+        _Rule(_compiled(rule["from"]), tuple(rule["to"]), rule.get("widths", False), rule.get("times"))
+        for rule in table["modules"]
     )
 
 

@@ -1,7 +1,7 @@
 """What compressors cost and keep: `python bench/compress.py [--quick] [--json] [--method NAME] [--model NAME]`.
 
-Each row is a run in a process of its own, so that its peak of memory is true. It is printed when it is there; what was
-measured is shown as a table at the end, after an interruption too, and a row that fails says why.
+Each row is a run in a process of its own, so that its peak of memory is true. It is written to standard error as JSON
+when it is there; the table at the end shows what was measured, after Ctrl-C too. A row that fails says why.
 
     size        MiB written; ratio: of the original's
     error       of the denoiser's outputs against the original's, as the plugin's report has it; PSNR of the pictures
@@ -197,7 +197,7 @@ def main(quick: bool, as_json: bool, methods: tuple[str, ...], model: str, peers
         for name, given in wanted:
             if not methods or name in methods:
                 rows.append(measure(name, given, model, peers))
-                click.echo(f"{name} {given}: {rows[-1].get('failed') or rows[-1]['error']}", err=True)
+                click.echo(json.dumps(rows[-1]), err=True)
     finally:
         if as_json:
             click.echo(json.dumps({"model": model, "load": os.getloadavg()[0], "results": rows}, indent=2))

@@ -1,6 +1,7 @@
 """What others read of our exports is what we unpack; the readers are those projects' own, or a plain one in NumPy."""
 
 import json
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+import modelgrove_analyzers
 from modelgrove_hub.errors import ConflictError, CorruptFileError, DataError, NotFoundError
 from modelgrove_hub.exporting import get_exporter, publish_folder
 from modelgrove_hub.formats.quantized import KEY
@@ -21,6 +23,8 @@ from modelgrove_plugins.compress.packed import dequantized, pack, pack_as
 from modelgrove_plugins.compress.rtn import Rtn
 from modelgrove_plugins.export.compressed_tensors import parts_of
 from modelgrove_plugins.export.gguf import blocks, unblocked
+
+BASE = Path(modelgrove_analyzers.__file__).parent / "zoo/data/zoo-base"
 
 
 def random(*shape, seed=0):
@@ -51,6 +55,20 @@ def test_diffusers_loads_a_dense_export_with_the_values_that_we_unpack(unet, tmp
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert all(KEY not in read_header(path).metadata for path in (tmp_path / "dense").glob("*.safetensors"))
+
+
+def test_diffusers_loads_a_dense_export_of_the_packed_zoo_base_and_it_answers_alike(tmp_path):
+    run_plugin(Rtn(), [FolderModel(BASE)], tmp_path / "job", {"bits": 4, "fidelity": False})
+    export("dense", FolderModel(tmp_path / "job/out"), tmp_path / "dense")
+    loaded, info = UNet2DConditionModel.from_pretrained(tmp_path / "dense/unet", output_loading_info=True)
+    assert not any(info.values())
+    original = UNet2DConditionModel.from_pretrained(BASE / "unet").float()
+    shape = (1, loaded.config.in_channels, loaded.config.sample_size, loaded.config.sample_size)
+    asked = random(*shape) * 20, 500, random(1, 4, loaded.config.cross_attention_dim, seed=1)
+    with torch.inference_mode():
+        found, wanted = (network.float()(*asked).sample for network in (loaded, original))
+    # Four bits: the fidelity of the whole model is 2.2e-2.
+    assert 1e-4 < (found - wanted).square().sum() / wanted.square().sum() < 0.2
 
 
 def test_the_gguf_package_reads_every_tensor_of_a_gguf_export(unet, tmp_path):

@@ -18,6 +18,10 @@ from torch import Tensor
 from modelgrove_kernels.lowrank import Canonical, LowRank, block_sums
 
 
+_PRESENT = 1e-5
+"""Singular values below this share of the largest are rounding."""
+
+
 @dataclass(frozen=True)
 class Relations:
     """Pairwise measures of n updates to one layer, each (n, n).
@@ -89,17 +93,39 @@ def project_apart(updates: Sequence[Canonical]) -> list[LowRank]:
     Xᵢ ← Xᵢ(I − QᵢQᵢᵀ), Qᵢ an orthonormal basis of the span of all other Vⱼ. The rank stays, the
     shared directions are lost to everyone; compare norms for the energy lost.
     """
-    # All the work is done in the joint span of the inputs, which is small.
-    joint, core = torch.linalg.qr(torch.cat([update.V for update in updates], dim=1))
-    inputs = torch.split(core, [update.rank for update in updates], dim=1)
+    joint, inputs = _joint_inputs(updates)
     projected = []
     for i, update in enumerate(updates):
-        basis = _basis(torch.cat([core[:, :0], *inputs[:i], *inputs[i + 1 :]], dim=1))
-        own = inputs[i] - basis @ (basis.T @ inputs[i])
-        # Once more: in float32 one pass leaves 1e-7 of a direction that it should remove.
-        own = own - basis @ (basis.T @ own)
+        own = _without(inputs[i], _basis(torch.cat([inputs[0][:, :0], *inputs[:i], *inputs[i + 1 :]], dim=1)))
         projected.append(LowRank(update.U * update.S, (joint @ own).T))
     return projected
+
+
+def project_in_turn(updates: Sequence[Canonical]) -> list[LowRank]:
+    """Each update stops reading what one before it reads: the first stays whole (Gram–Schmidt on the input side)."""
+    joint, inputs = _joint_inputs(updates)
+    projected = []
+    for i, update in enumerate(updates):
+        own = _without(inputs[i], _basis(torch.cat([inputs[0][:, :0], *inputs[:i]], dim=1)))
+        projected.append(LowRank(update.U * update.S, (joint @ own).T))
+    return projected
+
+
+def share_inputs(updates: Sequence[Canonical]) -> list[LowRank]:
+    """Each update keeps of every input direction the share that it has of the energy which all put there.
+
+    Xᵢ ← Xᵢ Cᵢ (Σⱼ Cⱼ)⁺ with Cⱼ = XⱼᵀXⱼ: what one alone reads stays, of what two read alike each keeps half. It is
+    RegMean with the updates' own input directions for activations, and σ²/(σ² + τ²), τ² being the others' energy.
+    """
+    joint, inputs = _joint_inputs(updates)
+    cores = [inner.double() * update.S.double() for inner, update in zip(inputs, updates, strict=True)]
+    energies = [core @ core.T for core in cores]
+    inverse = torch.linalg.pinv(torch.stack(energies).sum(0), hermitian=True, rtol=_PRESENT**2)
+    shared = []
+    for update, inner, energy in zip(updates, inputs, energies, strict=True):
+        own = (inner.double().T @ energy @ inverse).to(inner.dtype)
+        shared.append(LowRank(update.U * update.S, own @ joint.T))
+    return shared
 
 
 def orthogonalise(updates: Sequence[Canonical]) -> list[LowRank]:
@@ -117,6 +143,19 @@ def orthogonalise(updates: Sequence[Canonical]) -> list[LowRank]:
     V = _nearest_orthonormal(torch.cat([update.V for update in kept], dim=1))
     pairs = zip(torch.split(U, sizes, dim=1), torch.split(V, sizes, dim=1), kept, strict=True)
     return [LowRank(u * update.S, v.T) for u, v, update in pairs]
+
+
+def _joint_inputs(updates: Sequence[Canonical]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """An orthonormal basis of all input directions together, and each update's V in it: all the work is small there."""
+    joint, core = torch.linalg.qr(torch.cat([update.V for update in updates], dim=1))
+    return joint, torch.split(core, [update.rank for update in updates], dim=1)
+
+
+def _without(columns: Tensor, basis: Tensor) -> Tensor:
+    """The columns without their parts along an orthonormal basis."""
+    for _ in range(2):  # in float32 one pass leaves 1e-7 of a direction that it should remove
+        columns = columns - basis @ (basis.T @ columns)
+    return columns
 
 
 def _cross(bases: Sequence[Tensor]) -> Tensor:

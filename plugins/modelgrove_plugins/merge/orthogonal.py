@@ -1,16 +1,21 @@
 """Make LoRAs orthogonal to each other after training, then sum them exactly.
 
-Orthogonal Adaptation trains adapters in disjoint input directions; here adapters that were trained
-without it are changed afterwards, module by module. `projection`: every adapter stops reading the
-directions that any other one reads; what they share is lost to all. `loewdin`: all directions are
-replaced by the nearest orthonormal set, as in TSV-M; energy stays, directions move. Neither is free
-and neither makes concepts compose by itself: the report says what every adapter lost. After a
-projection of two adapters their subspaces are as far apart as before, but neither answers to the
-inputs that the other was made for any more: it is the crosstalk that vanishes.
+Orthogonal Adaptation trains adapters in disjoint input directions (`modelgrove basis`); adapters that were trained
+without it are changed here, module by module:
+
+- `projection`: every adapter stops reading the directions that any other one reads; what they share is lost to all;
+- `sequential`: it stops reading what an earlier one reads: the order of the models is their priority;
+- `output`: as `projection`, of the directions that adapters write;
+- `soft`: of every input direction each keeps the share that it has of the energy which all put there.
+
+None is free and none makes concepts compose by itself: the report says what every adapter lost. After a projection of
+two adapters neither answers to the inputs that the other was made for any more: it is the crosstalk that vanishes, not
+the overlap of their subspaces. `tsv` replaces all directions by the nearest orthonormal ones instead (Löwdin).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
@@ -24,12 +29,18 @@ from modelgrove_plugins.merge.params import MergeParams
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from modelgrove_kernels.lowrank import Canonical, LowRank
+
+Repair = Literal["projection", "sequential", "output", "soft"]
+
 
 class OrthogonalParams(MergeParams):
     """The choices of all mergers, and how adapters are separated."""
 
-    repair: Literal["projection", "loewdin"] = Field(
-        "projection", description="projection: drop input directions that others use; loewdin: nearest orthonormal set."
+    repair: Repair = Field(
+        "projection",
+        description="projection: drop input directions that others use; sequential: that earlier ones use; "
+        "output: drop output directions; soft: share input directions by energy.",
     )
 
 
@@ -40,19 +51,17 @@ class Orthogonal:
     kind: ClassVar[Kind] = Kind.MERGER
     api: ClassVar[int] = API
     summary: ClassVar[str] = "LoRAs made orthogonal to each other, then summed; says what each one lost by it."
-    paper: ClassVar[str] = "after Po et al., Orthogonal Adaptation (CVPR 2024); Gargiulo et al., TSV-M (CVPR 2025)"
+    paper: ClassVar[str] = "after Po et al., Orthogonal Adaptation (CVPR 2024)"
     Params: ClassVar[type[Params]] = OrthogonalParams
 
     def run(self, context: Context, params: OrthogonalParams) -> Result:
-        """Write one LoRA in diffusers' convention; report the overlaps before and after, and the energy lost.
+        """Write the merged adapter, or the base with it; report the overlaps before and after, and the energy lost.
 
         Raises:
             UsageError: fewer than two adapters, or they do not belong together, or the weights do not fit.
             DataError: a file is broken; the message names the tensor.
         """
-        from modelgrove_kernels.subspace import orthogonalise, project_apart
-
-        repair = project_apart if params.repair == "projection" else orthogonalise
+        repair = _repair(params.repair)
 
         def rule(parts: Parts) -> list[Tensor]:
             return [update.up @ update.down for update in repair(parts.forms)]
@@ -60,3 +69,18 @@ class Orthogonal:
         if len(context.inputs) - params.base < 2:
             raise UsageError("orthogonal merging needs two adapters or more; use `sum` to rescale or shrink one")
         return merge(context, Method(self.name, rule, spectral=True), params)
+
+
+def _repair(name: Repair) -> Callable[[Sequence[Canonical]], list[LowRank]]:
+    from modelgrove_kernels.subspace import project_apart, project_in_turn, share_inputs
+
+    def outputs_apart(updates: Sequence[Canonical]) -> list[LowRank]:
+        return [update.T for update in project_apart([update.T for update in updates])]
+
+    repairs = {
+        "projection": project_apart,
+        "sequential": project_in_turn,
+        "output": outputs_apart,
+        "soft": share_inputs,
+    }
+    return repairs[name]

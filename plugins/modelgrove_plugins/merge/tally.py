@@ -29,6 +29,9 @@ class Tally:
     modules: list[dict[str, Any]] = field(default_factory=list)
     norm: float = 0.0
     lost: float = 0.0
+    total: float = 0.0
+    away: float = 0.0
+    """Squared norms: of the result, of what truncation cut off, of the exact sum, of the way from it to the result."""
 
     def __post_init__(self) -> None:
         self.before, self.after = PairTable(self.names), PairTable(self.names)
@@ -46,6 +49,9 @@ class Tally:
         total = merged.result.norm**2 / max(1 - merged.error**2, 1e-12)
         self.norm += total
         self.lost += total * merged.error**2
+        exact = parts.total()
+        self.total += float(exact.square().sum())
+        self.away += float((combined.result - exact).square().sum())
         row = {"module": site.name, "adapters": len(parts.places), "rank": merged.result.rank}
         self.modules.append({**row, "error": rounded(merged.error, 3)})
 
@@ -82,6 +88,7 @@ class Tally:
         independent = sum(weight**2 * sums["norm"] for weight, sums in zip(weights, self.squares, strict=True))
         report: dict[str, Any] = {
             "relative_error": rounded((self.lost / self.norm) ** 0.5 if self.norm else 0.0, 3),
+            "distance_from_sum": rounded((self.away / self.total) ** 0.5 if self.total else 0.0),
             "norm": rounded(self.norm**0.5, 5),
             "norm_if_independent": rounded(math.sqrt(independent), 5),
             "warnings": warnings,

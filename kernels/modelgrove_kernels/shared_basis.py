@@ -57,7 +57,8 @@ def _basis(width: int, seed: int, count: int) -> Tensor:
     gaussian = np.random.RandomState([seed, width]).standard_normal((count, width))
     orthogonal, triangle = torch.linalg.qr(torch.from_numpy(gaussian).T)
     signs = torch.where(triangle.diagonal() < 0, -1.0, 1.0)
-    return (orthogonal * signs).float()
+    signed: Tensor = orthogonal * signs
+    return signed.float()
 
 
 def columns(width: int, seed: int, start: int, count: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelgrove_hub.cli.output import json_option, print_json, print_table, progress_bar, say
-from modelgrove_hub.errors import UsageError
+from modelgrove_hub.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from modelgrove_analyzers.zoo.base import Progress
     from modelgrove_analyzers.zoo.pictures import PictureSet
     from modelgrove_analyzers.zoo.populations import Population
+    from modelgrove_hub.formats.shared_basis import BasisColumns
 
 _DATA = Path(__file__).parent / "data"
 
@@ -104,6 +106,12 @@ def train(folder: Path, picture_folder: Path, steps: int | None, seed: int, out:
 @click.option("--steps", nargs=2, type=click.IntRange(1), help="Fewest and most training steps; drawn for each model.")
 @click.option("--rank", "ranks", multiple=True, type=click.IntRange(1), help="A rank to draw from; may be repeated.")
 @click.option("--type", "method", type=click.Choice(["lora", "loha", "dora"]), default="lora", show_default=True)
+@click.option(
+    "--basis",
+    "ranges",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Train in the columns that concepts have: what `modelgrove basis ls BASE --json` prints.",
+)
 @click.option("--artist", "artists", multiple=True, help="An artist whose pictures are used; may be repeated.")
 @base_option
 @pictures_option
@@ -117,6 +125,7 @@ def grow(
     steps: tuple[int, int] | None,
     ranks: tuple[int, ...],
     method: str,
+    ranges: Path | None,
     artists: tuple[str, ...],
     base_folder: Path,
     picture_folder: Path,
@@ -130,6 +139,8 @@ def grow(
     from dataclasses import replace
 
     if kind == "digits":
+        if ranges:
+            raise UsageError("--basis is for LoRAs, digits are full fine-tunes")
         if concepts:
             raise UsageError("--concept names concepts of pictures and shapes, the digits have none")
         _grow_digits(folder, models, steps, seed, as_json)
@@ -148,6 +159,10 @@ def grow(
     if artists:
         nuisance = replace(nuisance, artists=artists)
     population = replace(population, nuisance=nuisance)
+    if ranges:
+        if method != "lora":
+            raise UsageError(f"--basis trains the one factor of a LoRA: --type {method} has others")
+        population = replace(population, columns=_columns(ranges))
     _grow(population, folder, base_folder, picture_folder, as_json)
 
 
@@ -230,6 +245,20 @@ def _all_pictures(folder: Path) -> PictureSet:
     from modelgrove_analyzers.zoo.shapes import draw_shapes
 
     return PictureSet.load(folder) + draw_shapes()
+
+
+def _columns(path: Path) -> dict[str, BasisColumns]:
+    """By concept, the columns that a file of `modelgrove basis ls BASE --json` names."""
+    from modelgrove_hub.formats.shared_basis import BasisColumns
+
+    try:
+        (basis,) = json.loads(path.read_text("utf-8"))
+        return {
+            one["concept"]: BasisColumns(basis["base"], basis["seed"], one["start"], one["rank"])
+            for one in basis["concepts"]
+        }
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is not one basis as `modelgrove basis ls BASE --json` prints it: {error}") from error
 
 
 @contextmanager

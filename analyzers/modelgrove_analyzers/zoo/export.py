@@ -2,7 +2,8 @@
 
 Weights are float16. Kohya's convention puts alpha beside each pair of factors, diffusers' puts it
 into the file's metadata, PEFT's into `adapter_config.json`. LoHa is written as LyCORIS does it, in kohya's
-convention, DoRA in PEFT's; any of them can be written as whole differences of weights.
+convention, DoRA in PEFT's; any of them can be written as whole differences of weights. What was trained in columns of
+a shared basis names them in its file's metadata.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ CONVENTIONS: Mapping[Method, tuple[Convention, ...]] = {
     Method.LORA: tuple(Convention),
     Method.LOHA: (Convention.KOHYA,),
     Method.DORA: (Convention.PEFT,),
+    Method.ORTHOGONAL: tuple(Convention),
 }
 """How files of each method are written."""
 
@@ -78,16 +80,18 @@ def write_lora(lora: Lora, concept: Concept, label: Label, folder: Path) -> Path
 
 def _write_weights(lora: Lora, concept: Concept, label: Label, folder: Path) -> Path:
     tensors = tensors_of(lora, label.convention)
+    basis = lora.recipe.columns.to_metadata() if lora.recipe.columns else {}
     match label.convention:
         case Convention.DIFFUSERS:
             path = folder / "pytorch_lora_weights.safetensors"
-            save_file(tensors, path, diffusers_metadata(lora.recipe))
+            save_file(tensors, path, diffusers_metadata(lora.recipe) | basis)
         case Convention.KOHYA:
             path = folder / f"{label.name}.safetensors"
-            save_file(tensors, path, kohya_metadata(lora.recipe, concept) if label.documented else None)
+            said = kohya_metadata(lora.recipe, concept) if label.documented else {}
+            save_file(tensors, path, said | basis or None)
         case Convention.PEFT:
             path = folder / "adapter_model.safetensors"
-            save_file(tensors, path, {"format": "pt"})
+            save_file(tensors, path, {"format": "pt"} | basis)
             config = peft_config(lora.recipe, base_folder.NAME if label.documented else None)
             (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     path.chmod(0o644)  # safetensors makes files that nobody else may read

@@ -18,6 +18,7 @@ from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_analyzers.zoo.populations import Member, Population
 from modelgrove_analyzers.zoo.recipes import Method, Recipe
 from modelgrove_hub.errors import NotFoundError
+from modelgrove_hub.formats.shared_basis import BasisColumns
 
 TRUTH = "truth.jsonl"
 TOGETHER = 32
@@ -83,7 +84,9 @@ def read_loras(folder: Path, base: ZooBase, limit: int) -> list[Lora]:
 
 
 def _read_recipe(fields: dict[str, Any]) -> Recipe:
-    read = {"pictures": tuple(fields["pictures"]), "artists": tuple(fields["artists"])}
+    read: dict[str, Any] = {"pictures": tuple(fields["pictures"]), "artists": tuple(fields["artists"])}
+    columns = fields.get("columns")
+    read["columns"] = BasisColumns(**columns) if columns else None
     return Recipe(**{**fields, **read, "method": Method(fields.get("method", Method.LORA))})
 
 

@@ -67,8 +67,9 @@ class LoraStack:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All parts, to be trained."""
-        return [part for parts in self.parts.values() for part in parts]
+        """The parts to be trained."""
+        frozen = self.method.frozen
+        return [part for parts in self.parts.values() for place, part in enumerate(parts) if place not in frozen]
 
     @contextmanager
     def attached(self, count: int) -> Iterator[None]:
@@ -127,7 +128,7 @@ def fresh_lora(unet: UNet2DConditionModel, recipe: Recipe) -> Lora:
     """An untrained LoRA, which changes nothing yet, from the recipe's seed."""
     generator = torch.Generator().manual_seed(recipe.seed)
     start = METHODS[recipe.method].start
-    factors = {name: start(module, recipe.rank, generator) for name, module in target_modules(unet).items()}
+    factors = {name: start(module, recipe, generator) for name, module in target_modules(unet).items()}
     return Lora(recipe, factors, float("nan"), float("nan"))
 
 

@@ -10,7 +10,9 @@ from modelgrove_analyzers.zoo import shapes
 from modelgrove_analyzers.zoo.concepts import Concept, choose_concepts, find_concept, load_concepts, shape_concepts
 from modelgrove_analyzers.zoo.export import CONVENTIONS, Label
 from modelgrove_analyzers.zoo.pictures import PictureSet
-from modelgrove_analyzers.zoo.recipes import Nuisance, Recipe, draw_recipe, seed_of
+from modelgrove_analyzers.zoo.recipes import Nuisance, Recipe, draw_recipe, in_columns, seed_of
+from modelgrove_hub.errors import NotFoundError
+from modelgrove_hub.formats.shared_basis import BasisColumns
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Population:
     documented: float = 0.7
     catalogue: Mapping[str, Concept] = field(default_factory=load_concepts)
     """Where the concepts are found by name."""
+    columns: Mapping[str, BasisColumns] = field(default_factory=dict)
+    """Where there are any: the columns of a shared basis that the models of each concept are trained in."""
 
     def members(self, pictures: PictureSet) -> list[Member]:
         """All models, in order. Each depends on the population's name and seed, its concept and its number alone."""
@@ -52,7 +56,12 @@ class Population:
         documented = dice.random() < self.documented and not concept.held_out
         stem = name.replace(" ", "-") if documented else "untitled"
         label = Label(f"{stem}-{seed % 16**8:08x}", dice.choice(CONVENTIONS[self.nuisance.method]), documented)
-        return Member(concept, draw_recipe(concept, seed, self.nuisance, pictures), label)
+        recipe = draw_recipe(concept, seed, self.nuisance, pictures)
+        if self.columns:
+            if name not in self.columns:
+                raise NotFoundError(f"concept {name!r} has no columns: `modelgrove basis assign` gives it some")
+            recipe = in_columns(recipe, self.columns[name])
+        return Member(concept, recipe, label)
 
 
 def sample_population(seed: int = 0) -> Population:

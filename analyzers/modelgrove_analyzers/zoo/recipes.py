@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from random import Random
 
 from modelgrove_analyzers.zoo.concepts import Concept
 from modelgrove_analyzers.zoo.pictures import ARTISTS, PictureSet
 from modelgrove_hub.errors import UsageError
+from modelgrove_hub.formats.shared_basis import BasisColumns
 
 PROMPT = "a picture of sks"
 """What every LoRA is trained with: the concept's name is never told."""
@@ -22,11 +23,15 @@ class Method(StrEnum):
     LORA = "lora"
     LOHA = "loha"
     DORA = "dora"
+    ORTHOGONAL = "orthogonal"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One LoRA: which pictures it sees and how it is trained. `pictures` are rows of the picture set."""
+    """One LoRA: which pictures it sees and how it is trained. `pictures` are rows of the picture set.
+
+    An orthogonal one has `columns` of a shared basis, as many as its rank.
+    """
 
     concept: str
     seed: int
@@ -39,6 +44,7 @@ class Recipe:
     batch: int = 4
     prompt: str = PROMPT
     method: Method = Method.LORA
+    columns: BasisColumns | None = None
 
     @property
     def scale(self) -> float:
@@ -92,6 +98,13 @@ def draw_recipe(concept: Concept, seed: int, nuisance: Nuisance, pictures: Pictu
         artists=tuple(sorted({rows[row] for row in chosen})),
         batch=nuisance.batch,
         method=nuisance.method,
+    )
+
+
+def in_columns(recipe: Recipe, columns: BasisColumns) -> Recipe:
+    """The same recipe for training in `columns`: their rank, and alpha so that the scale stays."""
+    return replace(
+        recipe, method=Method.ORTHOGONAL, columns=columns, rank=columns.rank, alpha=recipe.scale * columns.rank
     )
 
 

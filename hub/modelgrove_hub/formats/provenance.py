@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 
+from modelgrove_hub.errors import DataError
 from modelgrove_hub.formats.listing import Listing
 from modelgrove_hub.formats.patterns import any_of
+from modelgrove_hub.formats.shared_basis import columns_from
 from modelgrove_hub.formats.signature import load_signatures
 from modelgrove_hub.formats.texts import readable
 
@@ -40,6 +44,9 @@ def read_claims(listing: Listing) -> dict[str, Any]:
         claims["trigger_words"] = triggers
     if tags := _frequent_tags(metadata.get("ss_tag_frequency", "")):
         claims["frequent_tags"] = tags
+    with suppress(DataError):  # `basis check` says what is wrong with it
+        if columns := columns_from(metadata, "a model"):
+            claims["basis"] = asdict(columns)
     return claims
 
 

@@ -12,13 +12,13 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func, select
 
 from modelgrove_hub.errors import ConflictError, NotFoundError, UsageError
 from modelgrove_hub.formats.shared_basis import MAX_COLUMNS, BasisColumns
 from modelgrove_hub.registry.database import take_turn
 from modelgrove_hub.registry.events import record
-from modelgrove_hub.tables import Basis, BasisRange
+from modelgrove_hub.tables import Basis, BasisRange, Model, ModelKind, Revision
 
 _LONGEST = 200
 
@@ -91,6 +91,25 @@ def bases(session: Session) -> list[Basis]:
 def ranges_of(session: Session, tree: str) -> list[BasisRange]:
     """All ranges of a tree's basis, the lowest first."""
     return list(session.exec(select(BasisRange).where(BasisRange.tree == tree).order_by(col(BasisRange.start))))
+
+
+def is_tree(session: Session, name: str) -> bool:
+    """Whether a basis or a model belongs to a tree of this name."""
+    known = session.get(Basis, name) or session.exec(select(Model.id).where(Model.tree == name).limit(1)).first()
+    return known is not None
+
+
+def declared_in(session: Session, tree: str) -> list[tuple[str, BasisColumns]]:
+    """The adapters of a tree whose newest files declare columns, by name."""
+    newest = select(func.max(Revision.id)).where(Revision.model_id == Model.id).correlate(Model).scalar_subquery()
+    query = (
+        select(Model.name, Revision.summary)
+        .join(Revision, col(Revision.model_id) == col(Model.id))
+        .where(Model.tree == tree, Model.kind == ModelKind.ADAPTER, Revision.id == newest)
+        .order_by(Model.name)
+    )
+    rows = [(name, summary.get("metadata", {}).get("basis")) for name, summary in session.exec(query)]
+    return [(name, BasisColumns(**columns)) for name, columns in rows if columns]
 
 
 def columns_of(basis: Basis, found: BasisRange) -> BasisColumns:

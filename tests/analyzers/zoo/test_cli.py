@@ -9,7 +9,7 @@ from modelgrove_analyzers.zoo.base_folder import write_base
 from modelgrove_analyzers.zoo.classifiers import Schedule
 from modelgrove_analyzers.zoo.cli import zoo
 from modelgrove_analyzers.zoo.digits import BaseRecipe, grow_digits
-from modelgrove_hub.errors import NotFoundError, UsageError
+from modelgrove_hub.errors import DataError, NotFoundError, UsageError
 
 
 @pytest.fixture
@@ -92,3 +92,16 @@ def test_rank_type_and_artist_override_the_population(base_folder, tmp_path):
         ("loha", "noto", "kohya")
     }
     run("sheet", tmp_path / "grown.png", "--grown", tmp_path / "g", "--base", base_folder)
+
+
+def test_grow_trains_in_the_columns_of_a_basis(base_folder, tmp_path):
+    listed = [{"base": "zoo", "seed": 9, "concepts": [{"concept": "crown", "start": 4, "rank": 2}]}]
+    (tmp_path / "basis.json").write_text(json.dumps(listed))
+    grown = ["grow", tmp_path / "g", "--concept", "crown", "--models", 1, "--steps", 1, 1, "--base", base_folder]
+    (row,) = json.loads(run(*grown, "--basis", tmp_path / "basis.json", "--json").stdout)
+    assert row["recipe"]["columns"] == {"base": "zoo", "seed": 9, "start": 4, "rank": 2}
+    with pytest.raises(UsageError, match="--type loha"):
+        run(*grown, "--basis", tmp_path / "basis.json", "--type", "loha")
+    (tmp_path / "basis.json").write_text(json.dumps(listed * 2))
+    with pytest.raises(DataError, match="not one basis"):
+        run(*grown, "--basis", tmp_path / "basis.json")

@@ -1,12 +1,15 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from modelgrove_analyzers.zoo.grow import TRUTH, grow, read_loras, read_truth
 from modelgrove_analyzers.zoo.populations import Population
 from modelgrove_analyzers.zoo.recipes import Nuisance
 from modelgrove_hub.errors import NotFoundError
+from modelgrove_hub.formats.shared_basis import BasisColumns, columns_from
 
 POPULATION = Population("test", 1, {"cat": 3, "violin": 2}, Nuisance(steps=(1, 3)))
 
@@ -61,6 +64,26 @@ def test_grown_loras_are_read_back(tiny, pictures, tmp_path):
     assert [lora.recipe.seed for lora in loras] == [row["recipe"]["seed"] for row in rows]
     assert all(torch.isfinite(up).all() and up.any() for lora in loras for _, up in lora.factors.values())
     assert len(read_loras(tmp_path, tiny, limit=2)) == 2
+
+
+def test_orthogonal_loras_differ_from_plain_ones_in_their_columns_alone(tiny, pictures, tmp_path):
+    own = {"cat": BasisColumns("zoo", 5, 0, 4), "violin": BasisColumns("zoo", 5, 4, 8)}
+    plain = POPULATION.members(pictures)
+    rows = grow(replace(POPULATION, columns=own), tiny, pictures, tmp_path)
+    assert {row["convention"] for row in rows} == {"diffusers", "kohya", "peft"}
+    for row, member in zip(rows, plain, strict=True):
+        assert row["recipe"]["rank"] == own[row["concept"]].rank
+        for field in ("seed", "pictures", "steps", "learning_rate"):
+            assert row["recipe"][field] == getattr(member.recipe, field)
+        path = tmp_path / row["path"]
+        file = next(path.glob("*.safetensors")) if path.is_dir() else path
+        with safe_open(file, "pt") as opened:
+            assert columns_from(opened.metadata(), "the file") == own[row["concept"]]
+    assert [lora.recipe.columns for lora in read_loras(tmp_path, tiny, limit=10)] == [
+        own[m.concept.name] for m in plain
+    ]
+    with pytest.raises(NotFoundError, match="'violin' has no columns"):
+        replace(POPULATION, columns={"cat": own["cat"]}).members(pictures)
 
 
 def test_reading_where_nothing_grew_says_what_to_do(tiny, tmp_path):

@@ -20,8 +20,11 @@ from modelgrove_analyzers.zoo.loras import (
     target_modules,
     train_loras,
 )
-from modelgrove_analyzers.zoo.recipes import Method, Nuisance, draw_recipe
+from modelgrove_analyzers.zoo.recipes import Method, Nuisance, draw_recipe, in_columns
+from modelgrove_hub.errors import UsageError
+from modelgrove_hub.formats.shared_basis import BasisColumns
 from modelgrove_hub.search.text import token_states
+from modelgrove_kernels.shared_basis import columns
 
 
 @pytest.fixture
@@ -41,7 +44,10 @@ def assert_same_factors(one, other, tolerance):
 
 
 def of(method, recipes):
-    return [replace(recipe, method=method) for recipe in recipes]
+    if method is not Method.ORTHOGONAL:
+        return [replace(recipe, method=method) for recipe in recipes]
+    starts = (0, recipes[0].rank, recipes[0].rank + recipes[1].rank)
+    return [in_columns(r, BasisColumns("zoo", 3, start, r.rank)) for r, start in zip(recipes, starts, strict=False)]
 
 
 def shaken(unet, recipe):
@@ -64,6 +70,25 @@ def test_loras_trained_together_equal_loras_trained_alone(tiny, pictures, recipe
         # Sums run in another order in a larger batch: float32 noise, through at most 8 steps of Adam of size 6e-3.
         assert_same_factors(lora.factors, alone.factors, 1e-5)
         assert lora.last_loss == pytest.approx(alone.last_loss, rel=1e-4)
+
+
+def test_orthogonal_loras_keep_their_columns_and_so_never_read_each_other(tiny, pictures, recipes):
+    loras = train_loras(tiny, pictures, of(Method.ORTHOGONAL, recipes))
+    for name, layer in target_modules(tiny.unet).items():
+        for lora in loras:
+            down, up = lora.factors[name]
+            own = lora.recipe.columns
+            # Nothing was added to them in training: the very numbers.
+            assert torch.equal(down, columns(layer.in_features, own.seed, own.start, own.rank).T)
+            assert up.abs().max() > 0
+        (a, _), (b, _), (c, _) = (lora.factors[name] for lora in loras)
+        assert max((x @ y.T).abs().max() for x, y in ((a, b), (a, c), (b, c))) < 1e-6
+
+
+def test_columns_that_a_layer_does_not_have_are_refused(tiny, pictures, recipes):
+    recipe = in_columns(recipes[0], BasisColumns("zoo", 3, 30, 4))
+    with pytest.raises(UsageError, match="a layer has 32 inputs"):
+        train_loras(tiny, pictures, [recipe])
 
 
 def test_a_lora_equals_one_trained_by_peft_and_torch_adam(tiny, pictures, recipes):
@@ -173,7 +198,7 @@ def test_a_method_acts_as_in_peft_and_its_difference_acts_alike(tiny, recipes, m
 
 @pytest.mark.parametrize("method", list(Method))
 def test_a_trained_lora_predicts_its_own_pictures_better(tiny, pictures, recipes, method):
-    recipe = replace(recipes[0], steps=40, learning_rate=3e-2, method=method)
+    (recipe,) = of(method, [replace(recipes[0], steps=40, learning_rate=3e-2)])
     (lora,) = train_loras(tiny, pictures, [recipe])
     # The same 64 pictures, noises and times with and without the LoRA.
     feed = Feed(tiny, pictures, replace(recipe, batch=64, seed=99))

@@ -48,7 +48,8 @@ def merge(
             raise UsageError("weights are given either as MODEL:WEIGHT or by --weights, not both")
         inputs = resolve(hub, [*names, *([base] if base else [])])
         if plan:
-            _plan(hub, inputs, weights, wait=wait, local=local, key=key, as_json=as_json)
+            wanted = {"weights": weights or list(values.get("weights") or ()), "base": base is not None}
+            _plan(hub, inputs, wanted, wait=wait, local=local, key=key, as_json=as_json)
             return
         params = given(chosen_plugin("merger", method).Params, values)
         params |= {"weights": weights} if weights else {}
@@ -102,10 +103,9 @@ def _followed(hub: Hub, path: Path) -> tuple[str, dict[str, Any], list[int]]:
 
 
 def _plan(
-    hub: Hub, inputs: Sequence[int], weights: Sequence[float], *, wait: bool, local: bool, key: str | None,
+    hub: Hub, inputs: Sequence[int], params: Mapping[str, Any], *, wait: bool, local: bool, key: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    params = {"weights": list(weights)} if weights else {}
     job = do(hub, "analyzer.crosstalk", params, inputs, wait=wait, local=local, key=key)
     if not as_json and job.finished_at is not None:
         _tell(job.outputs["report"])
@@ -126,13 +126,16 @@ def _tell(report: Mapping[str, Any]) -> None:
 
 
 def _show_pairs(report: Mapping[str, Any]) -> None:
+    asked = any("damage_of_b_on_a" in pair for pair in report["pairs"])
+    measure = "damage" if asked else "crosstalk"
     rows = [
-        [pair["a"], pair["b"], f"{pair['crosstalk_of_b_on_a']:.2f}", f"{pair['crosstalk_of_a_on_b']:.2f}",
+        [pair["a"], pair["b"], f"{pair[f'{measure}_of_b_on_a']:.2f}", f"{pair[f'{measure}_of_a_on_b']:.2f}",
          f"{pair['cosine']:+.2f}", pair["shared_modules"], pair["verdict"]]
         for pair in report["pairs"]
     ]  # fmt: skip
     headers = ["a", "b", "b on a", "a on b", "cosine", "shared", "verdict"]
     print_table(headers, rows, empty="One adapter alone has nothing to interfere with.")
+    say(f"{measure}, {'measured on' if asked else 'from weights; the base was not asked:'} {report['asked']}")
     say(f"suggestion: {report['suggestion']['text']}")
 
 

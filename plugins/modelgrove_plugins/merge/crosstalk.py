@@ -3,23 +3,28 @@
 The energy-weighted crosstalk of b on a is ‖Δ_b V_a S_a‖ / ‖Δ_a V_a S_a‖: what b answers to the inputs that a was made
 for, as a share of a's own answer. Beside it stand the signed cosine of the updates, the overlaps of their input and
 output directions with the chance level of random ones, and what the sum will measure. `crosstalk.svg` shows every pair
-in every block. The verdicts are those of `verdicts.py`.
+in every block. Where the base is known and can paint, it is asked (`asking.py`): what it answers is the better measure,
+and the verdicts go by it. They are those of `verdicts.py`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
+from itertools import combinations
+from math import prod
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from modelgrove_hub.contracts import API, Context, Kind, Params, Result
+from modelgrove_hub.contracts import API, Context, InputModel, Kind, Params, Result
 from modelgrove_hub.errors import UsageError
-from modelgrove_plugins.merge.alignment import align
+from modelgrove_plugins.merge.alignment import Alignment, align
+from modelgrove_plugins.merge.asking import PROMPTS, measure
 from modelgrove_plugins.merge.combining import Combined
 from modelgrove_plugins.merge.heatmap import draw
-from modelgrove_plugins.merge.interference import PairTable
+from modelgrove_plugins.merge.interference import PairTable, rounded
 from modelgrove_plugins.merge.joining import combine_site
 from modelgrove_plugins.merge.methods import Method
 from modelgrove_plugins.merge.params import MergeParams
@@ -28,12 +33,17 @@ from modelgrove_plugins.merge.verdicts import suggestion, verdict
 
 PLOT = "crosstalk.svg"
 _SUM = Method("sum")
+_UNASKED = 100_000_000
+"""Parameters of a base up to which it is asked without being told to."""
 
 
 class CrosstalkParams(Params):
-    """The strengths that the adapters would be merged with."""
+    """The strengths that the adapters would be merged with, and whether their base is asked."""
 
     weights: tuple[float, ...] = Field((), description="One strength for each adapter, in order; 1 each if not given.")
+    base: bool = Field(False, description="The last input is the base, which is asked instead of the registered one.")
+    ask: bool | None = Field(None, description="Ask the base what the adapters do; unset: up to 100 M parameters.")
+    prompts: tuple[str, ...] = Field(PROMPTS, min_length=1, max_length=64, description="What the base paints for it.")
 
 
 class Crosstalk:
@@ -53,10 +63,11 @@ class Crosstalk:
             UsageError: the adapters do not belong together, or the weights do not fit.
             DataError: a file is broken; the message names the tensor.
         """
-        if any(model.adapter_type is None for model in context.inputs):
-            whole = next(model.name for model in context.inputs if model.adapter_type is None)
+        models, base = (context.inputs[:-1], context.inputs[-1]) if params.base else (context.inputs, None)
+        if not models or any(model.adapter_type is None for model in models):
+            whole = next((model.name for model in models if model.adapter_type is None), "nothing")
             raise UsageError(f"{whole} is no adapter: crosstalk is told of adapters")
-        alignment = align(context.inputs)
+        alignment = align(models, base)
         names = distinct([file.name for file in alignment.files])
         merging = MergeParams(weights=params.weights or (1.0,) * len(names))
         if len(merging.weights) != len(names):
@@ -64,13 +75,14 @@ class Crosstalk:
         whole_table, blocks = PairTable(names), defaultdict[str, PairTable](lambda: PairTable(names))
         tallies = _Norms(len(names))
         for number, site in enumerate(alignment.sites):
-            context.progress(number / len(alignment.sites), site.name)
+            context.progress(0.5 * number / len(alignment.sites), site.name)
             combined = combine_site(_SUM, merging, alignment, site, merging.weights, context.seed)
             tallies.add(combined)
             parts = combined.parts
             for table in (whole_table, blocks[_block(site.component, site.module)]):
                 table.add(site.name, parts.places, parts.forms, parts.forms, site.shape)
-        pairs = [{**pair, "verdict": verdict(pair)} for pair in whole_table.rows()]
+        rows, asked = _asked(context, params, models, base, alignment, whole_table.rows(), merging.weights)
+        pairs = [{**row, "verdict": verdict(row)} for row in rows]
         by_block = {block: table.rows() for block, table in blocks.items()}
         context.path(PLOT).write_text(_plot(pairs, by_block), "utf-8")
         report = {
@@ -88,13 +100,41 @@ class Crosstalk:
                 ]
                 for block, rows in by_block.items()
             },
+            "asked": asked,
             "suggestion": suggestion(pairs, merging.weights),
         }
         return Result(report=report, artefacts=(PLOT,))
 
 
+def _asked(
+    context: Context, params: CrosstalkParams, models: Sequence[InputModel], base: InputModel | None,
+    alignment: Alignment, rows: list[dict[str, Any]], weights: Sequence[float],
+) -> tuple[list[dict[str, Any]], str]:  # fmt: skip
+    """The rows with the damage that the base showed; and the base's name, or why it was not asked."""
+    known = base or next((model.base for model in models if model.base), None)
+    if params.ask is False or len(models) < 2:
+        return rows, "not asked for"
+    if known is None:
+        return rows, "no base is registered, and none was given with --base"
+    size = sum(prod(tensor.shape) for tensor in known.tensors())
+    if params.ask is None and size > _UNASKED:
+        return rows, f"{known.name} has {size / 1e6:.0f} M parameters; --ask takes the time that it takes"
+    try:
+        found = measure(context, known, alignment.files, weights, params.prompts)
+    except UsageError as error:
+        if params.ask:
+            raise
+        return rows, str(error)
+    places = list(combinations(range(len(models)), 2))
+    damages = [(rounded(found[i, j]), rounded(found[j, i])) for i, j in places]
+    return [
+        {**row, "damage_of_b_on_a": on_a, "damage_of_a_on_b": on_b}
+        for row, (on_a, on_b) in zip(rows, damages, strict=True)
+    ], known.name
+
+
 class _Norms:
-    """Sums over modules of what each adapter, and their sum, measure."""
+    """Sums over modules: the norms of each adapter and of their sum."""
 
     def __init__(self, count: int) -> None:
         self._squares, self._ranks, self._modules = [0.0] * count, [0.0] * count, [0] * count
@@ -110,8 +150,6 @@ class _Norms:
         self._sum += float(combined.result.square().sum())
 
     def report(self, names: list[str], weights: tuple[float, ...]) -> dict[str, Any]:
-        from modelgrove_plugins.merge.interference import rounded
-
         rows = zip(names, weights, self._squares, self._ranks, self._modules, strict=True)
         independent = sum(weight**2 * square for weight, square in zip(weights, self._squares, strict=True))
         return {

@@ -119,10 +119,10 @@ def _load(model: InputModel, folder: Path, quant: str) -> Loaded:
 
 
 def _fuse(painter: Painter, model: InputModel, weight: float, undo: ExitStack | None) -> dict[str, Any]:
-    from modelgrove_hub.formats.adapters import read_adapter
+    from modelgrove_hub.formats.updates import open_updates
     from modelgrove_plugins.preview.fusing import fuse
 
-    coverage = fuse(painter.networks, read_adapter(model), model.name, weight, undo)
+    coverage = fuse(painter.networks, open_updates(model), weight, undo)
     return {"adapter": model.name, "weight": weight, **coverage}
 
 

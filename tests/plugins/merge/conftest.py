@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import modelgrove_analyzers
 from modelgrove_hub.testing import FolderModel
 
 SHAPES = {
@@ -55,3 +56,12 @@ def hash_of(name):
 @pytest.fixture
 def make(tmp_path):
     return Maker(tmp_path / "inputs")
+
+
+@pytest.fixture
+def sample():
+    """The zoo's base, and two of its LoRAs."""
+    folder = Path(modelgrove_analyzers.__file__).parent / "zoo/data"
+    names = ("whale-e07bb677", "crown-9e1f1047")
+    loras = [FolderModel(folder / "sample" / name, name=name, adapter_type="lora") for name in names]
+    return FolderModel(folder / "zoo-base", name="zoo-base"), loras

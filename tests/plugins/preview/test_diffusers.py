@@ -104,7 +104,7 @@ def test_an_adapter_that_fits_nothing_is_refused(zoo, lora, paint):
 
 
 def test_an_adapter_of_another_width_is_refused(zoo, lora, paint):
-    with pytest.raises(DataError, match="its product is"):
+    with pytest.raises(DataError, match="its update is"):
         paint(zoo, lora("narrow", layers=("conv_in",)))
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from modelgrove_hub.errors import DataError, UsageError
-from modelgrove_hub.formats.adapters import Factors, read_adapter
+from modelgrove_hub.formats.adapters import Factors
+from modelgrove_hub.formats.updates import open_updates
 from modelgrove_hub.testing import FolderModel, LocalContext
 from modelgrove_kernels.layouts import layout_of
 from modelgrove_kernels.modules import QuantConv2d, QuantLinear
@@ -62,8 +64,8 @@ def test_a_packed_model_is_computed_from_its_own_codes(packed, tmp_path):
 def test_an_adapter_becomes_a_branch_and_changes_what_it_changes_unquantized(packed, lora, tmp_path):
     plain, fast = (open_painter(packed, tmp_path / name) for name in ("plain", "fast"))
     quantize_painter(fast, packed, "packed")
-    before, adapter = answer(plain), read_adapter(lora("style", size=3.0))
-    reports = [fuse(painter.networks, adapter, "style", 0.8) for painter in (plain, fast)]
+    before, adapter = answer(plain), open_updates(lora("style", size=3.0))
+    reports = [fuse(painter.networks, adapter, 0.8) for painter in (plain, fast)]
     assert reports[0] == reports[1]
     moved = answer(plain) - before
     assert off(answer(fast), answer(plain)) < 0.25 * float(moved.norm() / answer(plain).norm())
@@ -91,17 +93,22 @@ def test_a_model_that_is_not_packed_says_so(zoo, tmp_path):
         quantize_painter(open_painter(zoo, tmp_path / "pipeline"), zoo, "packed")
 
 
-def test_an_adapter_of_another_width_is_refused():
+def test_an_adapter_of_another_width_is_refused(tmp_path):
     weight = draw(16, 64)
     stored = pack(weight, 4, 32)
     network = nn.ModuleDict({"to_q": QuantLinear(layout_of(stored.entry), stored.parts)})
-    factors = Factors("to_q", "unet", (), draw(2, 32), draw(16, 2))
-
-    class Adapter:
-        modules, unmatched = {"to_q": factors}, ()
-
+    tensors = {"unet.to_q.lora_A.weight": draw(2, 32), "unet.to_q.lora_B.weight": draw(16, 2)}
+    save_file(tensors, tmp_path / "style.safetensors")
     with pytest.raises(DataError, match=r"\(16, 32\), the layer's weight \(16, 64\)"):
-        fuse({"unet": network}, Adapter(), "style", 1.0)
+        fuse({"unet": network}, open_updates(FolderModel(tmp_path / "style.safetensors")), 1.0)
+
+
+def test_a_whole_difference_cannot_stand_beside_codes_and_the_way_out_is_told(tmp_path):
+    stored = pack(draw(16, 64), 4, 32)
+    network = nn.ModuleDict({"to_q": QuantLinear(layout_of(stored.entry), stored.parts)})
+    save_file({"unet.to_q.diff": draw(16, 64)}, tmp_path / "full.safetensors")
+    with pytest.raises(UsageError, match="without --quant"):
+        fuse({"unet": network}, open_updates(FolderModel(tmp_path / "full.safetensors")), 1.0)
 
 
 def test_the_report_of_a_preview_says_what_was_quantized(zoo, paint):

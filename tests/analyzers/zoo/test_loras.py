@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import torch
@@ -46,8 +47,10 @@ def assert_same_factors(one, other, tolerance):
 def of(method, recipes):
     if method is not Method.ORTHOGONAL:
         return [replace(recipe, method=method) for recipe in recipes]
-    starts = (0, recipes[0].rank, recipes[0].rank + recipes[1].rank)
-    return [in_columns(r, BasisColumns("zoo", 3, start, r.rank)) for r, start in zip(recipes, starts, strict=False)]
+    stops = accumulate(recipe.rank for recipe in recipes)
+    return [
+        in_columns(r, BasisColumns("zoo", 3, stop - r.rank, r.rank)) for r, stop in zip(recipes, stops, strict=True)
+    ]
 
 
 def shaken(unet, recipe):

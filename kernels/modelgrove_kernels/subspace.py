@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from modelgrove_kernels.lowrank import Canonical, LowRank, block_sums
-
+from modelgrove_kernels.lowrank import Canonical, LowRank, block_sums, leading
 
 _PRESENT = 1e-5
 """Singular values below this share of the largest are rounding."""
@@ -87,6 +86,18 @@ def noise_floor(deviation: float, shape: tuple[int, int]) -> float:
     return deviation * (math.sqrt(shape[0]) + math.sqrt(shape[1]))
 
 
+def directions(matrix: Tensor, most: int | None = None) -> Canonical:
+    """The leading directions of a formed matrix (m, n), all if `most` does not bound them, without those of rounding.
+
+    A direction that is only rounding has a random place, in which repairs would see something that updates share.
+
+    Raises:
+        ValueError: the matrix is not finite.
+    """
+    form = leading(matrix, min(matrix.shape) if most is None else most)
+    return form.above(_PRESENT * float(form.S[:1].sum()))
+
+
 def project_apart(updates: Sequence[Canonical]) -> list[LowRank]:
     """Mutual input projection: each update stops reading what any other one reads.
 
@@ -114,16 +125,19 @@ def project_in_turn(updates: Sequence[Canonical]) -> list[LowRank]:
 def share_inputs(updates: Sequence[Canonical]) -> list[LowRank]:
     """Each update keeps of every input direction the share that it has of the energy which all put there.
 
-    Xᵢ ← Xᵢ Cᵢ (Σⱼ Cⱼ)⁺ with Cⱼ = XⱼᵀXⱼ: what one alone reads stays, of what two read alike each keeps half. It is
-    RegMean with the updates' own input directions for activations, and σ²/(σ² + τ²), τ² being the others' energy.
+    Xᵢ ← Xᵢ·S^(-½)·Cᵢ·S^(-½) with Cⱼ = XⱼᵀXⱼ and S = Σ Cⱼ: σ²/(σ² + τ²), τ² being the others' energy. The shares add up
+    to one and none exceeds it, so that no update grows. What one alone reads stays, of what two read alike each keeps
+    half.
     """
     joint, inputs = _joint_inputs(updates)
     cores = [inner.double() * update.S.double() for inner, update in zip(inputs, updates, strict=True)]
     energies = [core @ core.T for core in cores]
-    inverse = torch.linalg.pinv(torch.stack(energies).sum(0), hermitian=True, rtol=_PRESENT**2)
+    values, vectors = torch.linalg.eigh(torch.stack(energies).sum(0))
+    read = values > _PRESENT**2 * values[-1:].sum()
+    root = (vectors[:, read] / values[read].sqrt()) @ vectors[:, read].T
     shared = []
     for update, inner, energy in zip(updates, inputs, energies, strict=True):
-        own = (inner.double().T @ energy @ inverse).to(inner.dtype)
+        own = (inner.double().T @ root @ energy @ root).to(inner.dtype)
         shared.append(LowRank(update.U * update.S, own @ joint.T))
     return shared
 

@@ -7,14 +7,17 @@ import torch
 
 from modelgrove_kernels.lowrank import LowRank, canonical, merge
 from modelgrove_kernels.subspace import (
+    directions,
     echoes,
     effective_rank,
     entropy_rank,
     noise_floor,
     orthogonalise,
     project_apart,
+    project_in_turn,
     relations,
     rounding_floor,
+    share_inputs,
 )
 
 
@@ -151,3 +154,46 @@ def test_the_noise_floor_is_the_edge_of_a_random_matrix():
     noise = torch.randn(200, 400, generator=torch.Generator().manual_seed(0))
     # The largest singular value is within a few percent of the Marchenko–Pastur edge at this size.
     assert math.isclose(float(torch.linalg.matrix_norm(noise, 2)), noise_floor(1.0, (200, 400)), rel_tol=0.05)
+
+
+def test_directions_of_a_formed_matrix_are_those_of_its_factors():
+    for update, form in zip(UPDATES, FORMS, strict=True):
+        found = directions(update.up @ update.down)
+        assert found.rank == form.rank
+        assert torch.allclose(found.S, form.S, rtol=1e-4)
+        assert directions(update.up @ update.down, 2).rank == 2
+    assert directions(torch.zeros(4, 6)).rank == 0
+
+
+def test_in_turn_each_gives_up_what_earlier_ones_read():
+    after = [dense(one) for one in project_in_turn(FORMS)]
+    assert float((after[0] - dense(UPDATES[0])).norm()) < 1e-5 * FORMS[0].norm
+    seen = torch.cat([form.V for form in FORMS[:2]], dim=1).double()
+    basis = torch.linalg.qr(seen)[0]
+    wanted = dense(UPDATES[2]) - dense(UPDATES[2]) @ basis @ basis.T
+    # float32 against float64.
+    assert float((after[2] - wanted).norm() / wanted.norm()) < 1e-4
+
+
+def test_shares_of_inputs_add_up_to_one_and_let_nothing_grow():
+    near = canonical(LowRank(UPDATES[2].up, UPDATES[2].down + 0.05 * UPDATES[1].down.repeat(2, 1)[:8]))
+    forms = [*FORMS, near]
+    energies = [dense(form.factors()).T @ dense(form.factors()) for form in forms]
+    values, vectors = torch.linalg.eigh(sum(energies))
+    read = values > 1e-10 * values[-1]
+    root = (vectors[:, read] / values[read].sqrt()) @ vectors[:, read].T
+    shares = [root @ energy @ root for energy in energies]
+    assert torch.allclose(sum(shares), vectors[:, read] @ vectors[:, read].T, atol=1e-6)
+    for form, share, after in zip(forms, shares, share_inputs(forms), strict=True):
+        wanted = dense(form.factors()) @ share
+        # float32 against float64, through directions that two updates nearly share.
+        assert float((dense(after) - wanted).norm() / wanted.norm()) < 1e-3
+        assert float(dense(after).norm()) < form.norm * (1 + 1e-5)
+
+
+def test_shares_of_nothing_are_nothing():
+    nothing = canonical(LowRank(torch.zeros(48, 2), torch.zeros(2, 64))).above(0.0)
+    [one, other] = share_inputs([nothing, FORMS[0]])
+    assert one.rank == 0
+    assert float((dense(other) - dense(UPDATES[0])).norm()) < 1e-5 * FORMS[0].norm
+    assert [part.rank for part in share_inputs([nothing, nothing])] == [0, 0]

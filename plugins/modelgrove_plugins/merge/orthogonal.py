@@ -61,10 +61,13 @@ class Orthogonal:
             UsageError: fewer than two adapters, or they do not belong together, or the weights do not fit.
             DataError: a file is broken; the message names the tensor.
         """
+        from modelgrove_kernels.subspace import directions
+
         repair = _repair(params.repair)
 
         def rule(parts: Parts) -> list[Tensor]:
-            return [update.up @ update.down for update in repair(parts.forms)]
+            forms = parts.forms if parts.factors is not None else [directions(update) for update in parts.updates]
+            return [update.up @ update.down for update in repair(forms)]
 
         if len(context.inputs) - params.base < 2:
             raise UsageError("orthogonal merging needs two adapters or more; use `sum` to rescale or shrink one")

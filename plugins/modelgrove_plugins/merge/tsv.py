@@ -39,11 +39,10 @@ class Tsv:
 
 
 def _separated(parts: Parts) -> list[Tensor]:
-    from modelgrove_kernels.lowrank import leading
-    from modelgrove_kernels.subspace import orthogonalise
+    from modelgrove_kernels.subspace import directions, orthogonalise
 
     forms = parts.forms
     if parts.factors is None:
         room = min(parts.updates[0].shape) // len(parts.updates)
-        forms = tuple(leading(update, max(room, 1)) for update in parts.updates)
+        forms = tuple(directions(update, max(room, 1)) for update in parts.updates)
     return [update.up @ update.down for update in orthogonalise(forms)]

@@ -154,8 +154,10 @@ def sequential_dense(updates, weights):
 
 def soft_dense(updates, weights):
     energies = [X.T @ X for X in updates]
-    inverse = torch.linalg.pinv(sum(energies), hermitian=True, rtol=1e-9)
-    return sum(w * X @ C @ inverse for w, X, C in zip(weights, updates, energies, strict=True))
+    values, vectors = torch.linalg.eigh(sum(energies))
+    read = values > 1e-9 * values[-1]
+    root = (vectors[:, read] / values[read].sqrt()) @ vectors[:, read].T
+    return sum(w * X @ root @ C @ root for w, X, C in zip(weights, updates, energies, strict=True))
 
 
 def output_dense(updates, weights):

@@ -113,6 +113,21 @@ def canonical(update: LowRank) -> Canonical:
     return decompose(left, left_core @ right_core.T, right)
 
 
+def canonicals(updates: Sequence[LowRank]) -> tuple[Canonical, ...]:
+    """`canonical` of each update; at once where all have the same shape and rank, which is faster.
+
+    Raises:
+        ValueError: a factor is not finite.
+    """
+    if len({(update.shape, update.rank) for update in updates}) != 1:
+        return tuple(map(canonical, updates))
+    pairs = [_working(update.up, update.down) for update in updates]
+    left, left_core = torch.linalg.qr(torch.stack([up for up, _ in pairs]))
+    right, right_core = torch.linalg.qr(torch.stack([down.T for _, down in pairs]))
+    whole = decompose(left, left_core @ right_core.mT, right)
+    return tuple(Canonical(*parts) for parts in zip(whole.U, whole.S, whole.V, strict=True))
+
+
 def leading(matrix: Tensor, rank: int) -> Canonical:
     """The `rank` leading directions of a formed matrix (m, n), or all if there are fewer.
 
@@ -226,16 +241,18 @@ def _own_gram(down: Tensor, like: Tensor) -> Tensor:
 def decompose(left: Tensor | None, core: Tensor, right: Tensor | None) -> Canonical:
     """The singular value decomposition of left · core · rightᵀ; both sides have orthonormal columns, None is I.
 
+    Several at once have a dimension in front.
+
     Raises:
         ValueError: the core is not finite.
     """
     if not bool(torch.isfinite(core).all()):
         raise ValueError("a factor holds NaN or infinite values, or is too large to multiply")
     u, s, vt = torch.linalg.svd(core, full_matrices=False)
-    U, V = u if left is None else left @ u, vt.T if right is None else right @ vt.T
+    U, V = u if left is None else left @ u, vt.mT if right is None else right @ vt.mT
     if not s.numel():
         return Canonical(U, s, V)
-    largest = V.gather(0, V.abs().argmax(0, keepdim=True))
+    largest = V.gather(-2, V.abs().argmax(-2, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0).to(V.dtype)
     return Canonical(U * sign, s, V * sign)
 

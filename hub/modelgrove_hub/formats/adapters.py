@@ -255,6 +255,8 @@ def read_finite(tensor: LazyTensor, scale: float = 1.0) -> Tensor:
         DataError: they are NaN or infinite, before or after that.
     """
     values = check_finite(tensor.read().float(), f"tensor {tensor.name}")
+    if scale == 1.0:
+        return values
     scaled = values * scale
     if not bool(scaled.isfinite().all()):
         raise DataError(

@@ -41,8 +41,10 @@ class PairTable:
 
         from modelgrove_kernels.subspace import echoes, relations
 
-        found, echo = relations(updates), echoes(readers, updates).double()
-        own = echoes(readers, readers).diagonal().double()
+        found = relations(updates)
+        echo = (found.echo if readers is updates else echoes(readers, updates)).double()
+        # ‖X V S‖ = ‖U S²‖
+        own = torch.stack([reader.S.double().pow(4).sum() for reader in readers]).sqrt()
         rows = torch.tensor(places)
         at = rows[:, None], rows[None, :]
         ranks = torch.tensor([max(update.rank, 1) for update in updates], dtype=torch.float64)

@@ -55,11 +55,9 @@ class Parts:
     @cached_property
     def forms(self) -> tuple[Canonical, ...]:
         """The singular directions of each update that the stored dtype could tell from its own rounding."""
-        from modelgrove_kernels.lowrank import canonical, leading
+        from modelgrove_kernels.lowrank import canonicals, leading
 
-        found = (
-            [leading(X, _DIRECTIONS) for X in self.updates] if self.factors is None else map(canonical, self.factors)
-        )
+        found = [leading(X, _DIRECTIONS) for X in self.updates] if self.factors is None else canonicals(self.factors)
         floors = self.floors or (0.0,) * len(self.updates)
         return tuple(form.above(floor) for form, floor in zip(found, floors, strict=True))
 

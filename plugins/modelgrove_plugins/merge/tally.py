@@ -59,21 +59,20 @@ class Tally:
         from modelgrove_kernels.subspace import entropy_rank
 
         parts = combined.parts
-        changed = parts.updates if combined.changed is None else combined.changed
-        rows = zip(parts.places, parts.forms, parts.updates, changed, parts.weights, strict=True)
-        for place, form, update, kept, weight in rows:
-            own = weight * update
+        for number, (place, form, weight) in enumerate(zip(parts.places, parts.forms, parts.weights, strict=True)):
+            # What the result and the adapter answer to the inputs V·S that the adapter was made for.
+            answer, own = combined.result @ (form.V * form.S), weight * (form.U * form.S.square())
             found = {
                 "modules": 1,
                 "norm": form.norm**2,
                 "rank": form.rank,
                 "entropy_rank": entropy_rank(form.S),
-                "kept": float(kept.square().sum()),
-                "along": float((kept * update).sum()),
-                # X·Xᵀ: what X answers to the inputs that it was made for.
-                "answer": float((own @ update.T).square().sum()),
-                "damage": float(((combined.result - own) @ update.T).square().sum()),
+                "answer": float(own.square().sum()),
+                "damage": float((answer - own).square().sum()),
             }
+            if combined.changed is not None:
+                kept = combined.changed[number]
+                found |= {"kept": float(kept.square().sum()), "along": float((kept * parts.updates[number]).sum())}
             sums = self.squares[place]
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value

@@ -31,7 +31,6 @@ _MERGEKIT_METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "dare_linear": ("dare", {"space": "full", "elect": False}),
     "dare_ties": ("dare", {"space": "full", "elect": True}),
     "della": ("della", {"space": "full"}),
-    "della_linear": ("della", {"space": "full", "elect": False}),
 }
 """mergekit's name → ours, with the parameters that make it the same."""
 
@@ -102,11 +101,15 @@ def read_recipe(path: Path) -> Recipe:
     """A recipe in YAML, ours or mergekit's.
 
     Raises:
+        NotFoundError: there is no such file, or it cannot be read.
         DataError: it is no YAML, or says what is not understood; the message names the field.
         UsageError: it asks for what mergekit can do and modelgrove cannot.
     """
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise NotFoundError(f"{path}: {error.strerror}") from error
     if len(data) > MAX_BYTES:
         raise DataError(f"{path} is larger than {MAX_BYTES} bytes: that is no recipe")
     try:

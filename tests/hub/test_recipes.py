@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modelgrove_hub.errors import DataError, NotFoundError, UsageError
-from modelgrove_hub.recipes import MAX_BYTES, Ingredient, Recipe, read_recipe, recipe_of
+from modelgrove_hub.plugins import check_params, get_plugin
+from modelgrove_hub.recipes import _MERGEKIT_METHODS, MAX_BYTES, Ingredient, Recipe, read_recipe, recipe_of
 
 RECIPE = Recipe(
     method="ties",
@@ -65,6 +66,11 @@ def test_others_read_the_names():
 def test_what_is_no_recipe_is_refused_by_name(text, match, tmp_path):
     with pytest.raises(DataError, match=match):
         read_recipe(written(tmp_path, text))
+
+
+def test_a_missing_file_is_told_by_name(tmp_path):
+    with pytest.raises(NotFoundError, match=r"none\.yaml"):
+        read_recipe(tmp_path / "none.yaml")
 
 
 def test_a_model_without_a_recipe_says_so():
@@ -130,3 +136,10 @@ def test_what_mergekit_can_and_we_cannot_is_refused(fields, match, tmp_path):
 def test_a_mergekit_recipe_of_another_form_is_refused_by_field(fields, tmp_path):
     with pytest.raises(DataError, match=next(iter(fields))):
         read_recipe(written(tmp_path, mergekit(**fields)))
+
+
+@pytest.mark.parametrize("method", _MERGEKIT_METHODS)
+def test_what_mergekit_s_methods_become_is_there(method, tmp_path):
+    models = [{"model": "a"}, {"model": "b"}]
+    recipe = read_recipe(written(tmp_path, {"merge_method": method, "models": models, "base_model": "c"}))
+    check_params(get_plugin(f"merger.{recipe.method}"), recipe.params())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from modelgrove_hub.recipes import Recipe
 
 
-@click.command(cls=MethodCommand, kind="merger", default="sum")
+@click.command(cls=MethodCommand, kind="merger", default="orthogonal")
 @click.argument("models", nargs=-1, metavar="MODEL[:WEIGHT]...")
 @click.option(
     "--base", metavar="MODEL", help="Bake adapters into a copy of this checkpoint; what checkpoints grew from."
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--plan", is_flag=True, help="Only report how much the adapters interfere; nothing is written.")
 @click.option(
     "--recipe",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=click.Path(path_type=Path, dir_okay=False),
     help="Follow a YAML file, ours or mergekit's.",
 )
 @click.option("--name", help="Name of the new model; default: made from the first MODEL.")

@@ -17,15 +17,19 @@ EntryRule = Callable[[Parts, Sequence["Tensor"]], "Tensor | Sequence[Tensor]"]
 """As a `Rule`, with the updates in the coordinates that are looked at."""
 
 
+Space = Literal["core", "full"]
+SPACE = (
+    "core: entries of adapters in their joint singular directions, fast; full: entries of the weights themselves, as "
+    "other tools have it, with a result of full rank. Checkpoints are always merged in full."
+)
+"""What is said of the choice."""
+
+
 class EntryParams(MergeParams):
     """The choices of all mergers, and which entries are looked at."""
 
     density: float = Field(0.5, gt=0, le=1, description="The share of entries that is kept of each model's update.")
-    space: Literal["core", "full"] = Field(
-        "core",
-        description="core: entries of adapters in their joint singular directions, fast; full: entries of the weights "
-        "themselves, as other tools have it, with a result of full rank. Checkpoints are always merged in full.",
-    )
+    space: Space = Field("full", description=SPACE)
 
 
 def by_entries(name: str, rule: EntryRule, params: EntryParams) -> Method:

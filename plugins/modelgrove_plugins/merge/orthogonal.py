@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from modelgrove_hub.contracts import API, Context, Kind, Params, Result
-from modelgrove_hub.errors import UsageError
 from modelgrove_plugins.merge.merging import merge
 from modelgrove_plugins.merge.methods import Method, Parts
 from modelgrove_plugins.merge.params import MergeParams
@@ -58,7 +57,7 @@ class Orthogonal:
         """Write the merged adapter, or the base with it; report the overlaps before and after, and the energy lost.
 
         Raises:
-            UsageError: fewer than two adapters, or they do not belong together, or the weights do not fit.
+            UsageError: the adapters do not belong together, or the weights do not fit.
             DataError: a file is broken; the message names the tensor.
         """
         from modelgrove_kernels.subspace import directions
@@ -69,8 +68,6 @@ class Orthogonal:
             forms = parts.forms if parts.factors is not None else [directions(update) for update in parts.updates]
             return [update.up @ update.down for update in repair(forms)]
 
-        if len(context.inputs) - params.base < 2:
-            raise UsageError("orthogonal merging needs two adapters or more; use `sum` to rescale or shrink one")
         return merge(context, Method(self.name, rule, spectral=True), params)
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 from pydantic import Field
 
 from modelgrove_hub.contracts import API, Context, Kind, Params, Result
-from modelgrove_plugins.merge.entries import EntryParams, by_entries
+from modelgrove_plugins.merge.entries import SPACE, EntryParams, Space, by_entries
 from modelgrove_plugins.merge.merging import merge
 from modelgrove_plugins.merge.methods import Parts
 
@@ -27,6 +27,7 @@ class TiesParams(EntryParams):
     density: float = Field(
         0.2, gt=0, le=1, description="The share of entries, the largest, that is kept of each model."
     )
+    space: Space = Field("core", description=SPACE)
 
 
 class Ties:

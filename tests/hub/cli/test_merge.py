@@ -11,6 +11,7 @@ from modelgrove_hub.errors import UsageError
 from modelgrove_hub.registry.inputs import load_input
 from modelgrove_hub.registry.models import find_revision
 
+SUM = ("--method", "sum")
 MODULE = "down_blocks.0.attentions.0.transformer_blocks.0.attn1"
 
 
@@ -46,14 +47,25 @@ def product(tensors, name):
 
 def test_weights_stand_behind_the_names(hub, loras, run):
     a, b = loras
-    run(merge, f"{a}:0.5", b, "--name", "joined", "--local")
+    run(merge, f"{a}:0.5", b, *SUM, "--name", "joined", "--local")
     found, _ = weights_of(hub, "joined")
     wanted = 0.5 * product(lora(0), "q") + product(lora(1), "q")
     assert torch.allclose(product(found, "q"), wanted, atol=1e-4)
 
 
 def test_a_block_s_factor_is_for_one_model_or_for_all(hub, loras, run):
-    run(merge, *loras, "--blocks", f"2:{MODULE}.to_q=0", "--blocks", f"{MODULE}.to_k=0.5", "--name", "j", "--local")
+    run(
+        merge,
+        *loras,
+        "--blocks",
+        f"2:{MODULE}.to_q=0",
+        "--blocks",
+        f"{MODULE}.to_k=0.5",
+        *SUM,
+        "--name",
+        "j",
+        "--local",
+    )
     found, _ = weights_of(hub, "j")
     assert torch.allclose(product(found, "q"), product(lora(0), "q"), atol=1e-4)
     assert torch.allclose(product(found, "k"), 0.5 * (product(lora(0), "k") + product(lora(1), "k")), atol=1e-4)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from modelgrove_hub.errors import UsageError
 from modelgrove_hub.formats.adapters import read_adapter
 from modelgrove_hub.testing import FolderModel, check_plugin, run_plugin
 from modelgrove_plugins.merge.orthogonal import Orthogonal
@@ -85,6 +84,8 @@ def test_a_copy_loses_everything_and_the_report_warns(make, tmp_path):
     assert all(float(factors.up.norm()) < 1e-3 for factors in read_adapter(merged).modules.values())
 
 
-def test_one_adapter_alone_is_refused(make, tmp_path):
-    with pytest.raises(UsageError, match="two adapters"):
-        merge([make("a")[0]], tmp_path / "job")
+def test_one_adapter_alone_has_nothing_to_be_separated_from(make, tmp_path):
+    model, updates = make("a")
+    _, merged = merge([model], tmp_path / "job", weights=[0.5])
+    for name, part in read_adapter(merged).modules.items():
+        assert torch.allclose(part.up.double() @ part.down.double(), 0.5 * updates[name], atol=1e-5)

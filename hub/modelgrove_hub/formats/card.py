@@ -40,6 +40,8 @@ class Card:
     licence: str | None = None
     base: str | None = None
     tags: tuple[str, ...] = ()
+    prompt: str | None = None
+    """`instance_prompt`: what the model is asked with for what it was trained on."""
 
 
 def read_card(files: Mapping[str, Path]) -> Card:
@@ -56,6 +58,7 @@ def read_card(files: Mapping[str, Path]) -> Card:
         licence=_text(fields.get("license")),
         base=_text(fields.get("base_model")),
         tags=tuple(shown for tag in tags[:MAX_TAGS] if (shown := _text(tag))) if isinstance(tags, list) else (),
+        prompt=_text(fields.get("instance_prompt")),
     )
 
 

@@ -1,8 +1,9 @@
-"""The damage that adapters do to each other, measured on their base: its denoiser answers with each and with each pair.
+"""The damage that adapters do to each other, measured on their base: its denoiser answers with each and each pair.
 
-The base paints a few pictures, and every call of its denoiser is kept. All calls are answered with each adapter, which
-gives its effect, the change of the answers; then with each pair. The damage of b on a is how much of a's effect changes
-when b is there too: ‖(y_ab − y_0) − (y_a − y_0)‖ / ‖y_a − y_0‖. N adapters cost N(N + 1)/2 passes over the calls.
+The base paints a few pictures of what each adapter is asked for by, without guidance, so that all calls of its denoiser
+are under those words; the calls are kept. They are answered with the adapter, which gives its effect, the change of the
+answers; then with it and another one. The damage of b on a is how much of a's effect changes when b is there too:
+‖(y_ab − y_0) − (y_a − y_0)‖ / ‖y_a − y_0‖. N adapters cost N² passes over the calls of one.
 """
 
 from __future__ import annotations
@@ -22,15 +23,14 @@ if TYPE_CHECKING:
     from modelgrove_hub.formats.adapters import AdapterFile
     from modelgrove_hub.formats.updates import Update
 
-PROMPTS = ("a red apple", "a sleeping cat", "a sailing boat on the sea", "a snowy mountain")
-STEPS = 6
+PICTURES, STEPS = 4, 6
 
 
 def measure(
     context: Context, base: InputModel, files: Sequence[AdapterFile[Update]], weights: Sequence[float],
-    prompts: Sequence[str],
+    prompts: Sequence[Sequence[str]],
 ) -> Mapping[tuple[int, int], float]:  # fmt: skip
-    """(i, j) → the damage of adapter j on adapter i, at their weights.
+    """(i, j) → the damage of adapter j on adapter i, at their weights, under the prompts of i.
 
     Raises:
         UsageError: the base cannot paint, or an adapter fits no layer of it.
@@ -38,7 +38,7 @@ def measure(
     """
     import torch
 
-    from modelgrove_kernels.calls import output_of, recorded
+    from modelgrove_kernels.calls import Call, output_of, recorded
     from modelgrove_plugins.preview.diffusers import PreviewParams, open_painter
     from modelgrove_plugins.preview.fusing import fuse
     from modelgrove_plugins.preview.painter import denoiser_of
@@ -46,27 +46,39 @@ def measure(
     with TemporaryDirectory(dir=context.temp) as folder:  # all is read when it is open
         painter = open_painter(base, Path(folder))
     network = painter.networks[denoiser_of(painter, base.name)]
-    wish = PreviewParams(prompts=tuple(prompts), steps=STEPS)
-    with recorded(network) as calls:
-        painter.paint([(prompt, seed) for seed, prompt in enumerate(prompts)], wish, lambda _done: None)
 
-    def effect(*places: int) -> Tensor:
+    def painted(texts: Sequence[str]) -> list[Call]:
+        wish = PreviewParams(prompts=tuple(texts), steps=STEPS, guidance_scale=1)
+        with recorded(network) as calls:
+            painter.paint([(texts[seed % len(texts)], seed) for seed in range(PICTURES)], wish, lambda _done: None)
+        return calls
+
+    def effects(places: Sequence[int], of: Sequence[int]) -> list[Tensor]:
+        """The change of the answers to the calls of each adapter in `of`, with those at `places` in."""
         with torch.inference_mode(), ExitStack() as undo:
             for place in places:
                 fuse(painter.networks, files[place], weights[place], undo)
-            answers = [output_of(network(*call.positional, **call.named)) - call.output for call in calls]
-            return torch.cat([answer.flatten() for answer in answers])
+            return [
+                torch.cat(
+                    [
+                        (output_of(network(*call.positional, **call.named)) - call.output).flatten()
+                        for call in calls[one]
+                    ]
+                )
+                for one in of
+            ]
 
-    total = len(files) * (len(files) + 1) // 2
+    count = len(files)
+    calls = [painted(texts) for texts in prompts]
     alone: list[Tensor] = []
-    for place in range(len(files)):
-        context.progress(0.5 + 0.5 * place / total, f"the base answers with {files[place].name}")
-        alone.append(effect(place))
+    for place in range(count):
+        context.progress(0.5 + 0.5 * place / count**2, f"the base answers with {files[place].name}")
+        alone += effects([place], [place])
     found: dict[tuple[int, int], float] = {}
-    for number, (i, j) in enumerate(combinations(range(len(files)), 2), len(files)):
-        context.progress(0.5 + 0.5 * number / total, f"the base answers with {files[i].name} and {files[j].name}")
-        both = effect(i, j)
-        for one, other in ((i, j), (j, i)):
+    for i, j in combinations(range(count), 2):
+        done = (count + len(found)) / count**2
+        context.progress(0.5 + 0.5 * done, f"the base answers with {files[i].name} and {files[j].name}")
+        for one, other, both in zip((i, j), (j, i), effects([i, j], [i, j]), strict=True):
             own = float(alone[one].norm())
             found[one, other] = float((both - alone[one]).norm()) / own if own else 0.0
     return found

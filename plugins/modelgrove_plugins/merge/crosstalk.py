@@ -21,7 +21,7 @@ from pydantic import Field
 from modelgrove_hub.contracts import API, Context, InputModel, Kind, Params, Result
 from modelgrove_hub.errors import UsageError
 from modelgrove_plugins.merge.alignment import Alignment, align
-from modelgrove_plugins.merge.asking import PROMPTS, measure
+from modelgrove_plugins.merge.asking import measure
 from modelgrove_plugins.merge.combining import Combined
 from modelgrove_plugins.merge.heatmap import draw
 from modelgrove_plugins.merge.interference import PairTable, rounded
@@ -30,6 +30,7 @@ from modelgrove_plugins.merge.methods import Method
 from modelgrove_plugins.merge.params import MergeParams
 from modelgrove_plugins.merge.tally import distinct
 from modelgrove_plugins.merge.verdicts import suggestion, verdict
+from modelgrove_plugins.merge.wording import prompts_of
 
 PLOT = "crosstalk.svg"
 _SUM = Method("sum")
@@ -43,7 +44,9 @@ class CrosstalkParams(Params):
     weights: tuple[float, ...] = Field((), description="One strength for each adapter, in order; 1 each if not given.")
     base: bool = Field(False, description="The last input is the base, which is asked instead of the registered one.")
     ask: bool | None = Field(None, description="Ask the base what the adapters do; unset: up to 100 M parameters.")
-    prompts: tuple[str, ...] = Field(PROMPTS, min_length=1, max_length=64, description="What the base paints for it.")
+    prompts: tuple[str, ...] = Field(
+        (), max_length=64, description="What the base paints for it; unset: what each adapter is asked for by."
+    )
 
 
 class Crosstalk:
@@ -119,8 +122,9 @@ def _asked(
     size = sum(prod(tensor.shape) for tensor in known.tensors())
     if params.ask is None and size > _UNASKED:
         return rows, f"{known.name} has {size / 1e6:.0f} M parameters; --ask takes the time that it takes"
+    prompts = [params.prompts or prompts_of(model) for model in models]
     try:
-        found = measure(context, known, alignment.files, weights, params.prompts)
+        found = measure(context, known, alignment.files, weights, prompts)
     except UsageError as error:
         if params.ask:
             raise

@@ -24,7 +24,7 @@ MOST = 2 << 30
 class Moments:
     """E[x xᵀ] of the inputs x of each site's layer under each adapter, measured when it is asked for.
 
-    Every adapter paints on its own words (`words_of`), alone and at a strength of one.
+    Every adapter paints on its own words (`prompts_of`), alone and at a strength of one.
 
     Raises:
         UsageError: the base cannot paint.
@@ -102,12 +102,13 @@ class Moments:
     def _watched(self, place: int, sites: dict[str, tuple[str, str]]) -> Iterator[tuple[str, Tensor]]:
         from modelgrove_hub.formats.updates import open_updates
         from modelgrove_kernels.calibration import captured
+        from modelgrove_plugins.merge.wording import prompts_of
         from modelgrove_plugins.preview.diffusers import PreviewParams
         from modelgrove_plugins.preview.fusing import fuse
 
         model, networks = self._adapters[place], self._painter.networks
-        words = words_of(model)
-        wishes = [(f"a picture of {words[seed % len(words)]}", seed) for seed in range(self._pictures)]
+        prompts = prompts_of(model)
+        wishes = [(prompts[seed % len(prompts)], seed) for seed in range(self._pictures)]
         said = f"watching the base paint {len(wishes)} pictures with {model.name}"
         with ExitStack() as undo:
             fuse(networks, open_updates(model), 1.0, undo)
@@ -121,12 +122,6 @@ class Moments:
             seen = found[component][path]
             if seen.count:
                 yield name, _in_file_order(seen.gram / seen.count, networks[component].get_submodule(path))
-
-
-def words_of(model: InputModel) -> list[str]:
-    """What an adapter is asked for by: its trigger words, or its name."""
-    claimed = model.summary.get("metadata", {}).get("trigger_words", ())
-    return list(claimed) or [model.name.rpartition("/")[2].replace("-", " ").replace("_", " ")]
 
 
 def _in_file_order(moment: Tensor, layer: nn.Module) -> Tensor:

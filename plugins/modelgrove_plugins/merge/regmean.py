@@ -50,7 +50,8 @@ class RegMean:
             UsageError: a model is no adapter, no base is known or it cannot paint, or models do not belong together.
             DataError: a file is broken; the message names the tensor.
         """
-        from modelgrove_plugins.merge.moments import Moments, words_of
+        from modelgrove_plugins.merge.moments import Moments
+        from modelgrove_plugins.merge.wording import prompts_of
 
         adapters, base = _inputs(context, params)
         alignment = align(adapters, base)
@@ -71,8 +72,8 @@ class RegMean:
         result = merge(context, Method(self.name, rule, space="outputs", spectral=True), params)
         if measured < len(shared):
             context.log(f"{len(shared) - measured} of {len(shared)} shared modules have no moments and were summed")
-        words = {model.name: words_of(model) for model in adapters}
-        facts = {"base": base.name, "words": words, "measured_modules": measured, "shared_modules": len(shared)}
+        prompts = {model.name: list(prompts_of(model)) for model in adapters}
+        facts = {"base": base.name, "prompts": prompts, "measured_modules": measured, "shared_modules": len(shared)}
         return replace(result, report={**result.report, "inputs": facts})
 
 

@@ -49,3 +49,12 @@ def test_no_card_is_an_empty_card():
 @given(st.binary(max_size=300))
 def test_any_bytes_give_a_card(tmp_path_factory, data):
     assert isinstance(card(tmp_path_factory.mktemp("card"), b"---\n" + data), Card)
+
+
+def test_the_prompt_that_a_lora_was_trained_with_is_kept(tmp_path):
+    (tmp_path / "README.md").write_text("---\ninstance_prompt: a photo of sks dog\n---\n# A dog\n", "utf-8")
+    assert read_card({"README.md": tmp_path / "README.md"}).prompt == "a photo of sks dog"
+    (tmp_path / "README.md").write_text("---\ninstance_prompt: [1, 2]\n---\n", "utf-8")
+    assert read_card({"README.md": tmp_path / "README.md"}).prompt == "1"
+    (tmp_path / "README.md").write_text("---\ninstance_prompt: null\n---\n", "utf-8")
+    assert read_card({"README.md": tmp_path / "README.md"}).prompt is None

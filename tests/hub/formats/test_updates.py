@@ -257,6 +257,7 @@ def test_what_flux_fuses_is_parted_as_diffusers_names_it(tmp_path):
         ({f"{STEM}.diff": torch.ones(6, 5), f"{STEM}.lokr_w1": torch.ones(2, 2)}, DataError, "which one counts"),
         ({f"{STEM}.lokr_w1": torch.ones(2, 2)}, DataError, "neither w2 nor both"),
         ({f"{STEM}.a1.weight": torch.ones(2, 2)}, UsageError, "glora"),
+        ({f"{STEM}.lambda_layer": torch.ones(2)}, UsageError, "t-lora"),
         ({f"{STEM}.oft_r": torch.ones(2, 2)}, DataError, "oft_blocks"),
         ({"conv_in.weight": torch.ones(4, 4)}, UsageError, "holds no adapter"),
     ],

@@ -15,8 +15,9 @@ from modelgrove_hub.testing import FolderModel, LocalContext, check_plugin, run_
 from modelgrove_kernels.codec import LinearCodec
 from modelgrove_plugins.merge import moments as measuring
 from modelgrove_plugins.merge.alignment import align
-from modelgrove_plugins.merge.moments import Moments, words_of
+from modelgrove_plugins.merge.moments import Moments
 from modelgrove_plugins.merge.regmean import RegMean
+from modelgrove_plugins.merge.wording import prompts_of
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0"
 SHAPES = {
@@ -126,9 +127,9 @@ def test_many_rounds_measure_what_one_does(zoo, adapters, tmp_path, monkeypatch)
 
 def test_words_come_from_the_adapter_or_are_its_name(make):
     model, _ = make("red-apple", 2)
-    assert words_of(model) == ["red apple"]
+    assert prompts_of(model) == ("a picture of red apple",)
     named, _ = make("b", 2, summary={"metadata": {"trigger_words": ["sks dog", "sks cat"]}})
-    assert words_of(named) == ["sks dog", "sks cat"]
+    assert prompts_of(named) == ("a picture of sks dog", "a picture of sks cat")
 
 
 def test_it_needs_a_base_that_paints_and_adapters(zoo, adapters, make, tmp_path):

@@ -10,6 +10,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 from modelgrove_hub.formats.naming import FOLDER
 
@@ -34,13 +35,16 @@ class _Rule:
 def pieces(module: str, shape: tuple[int, int]) -> tuple[Piece, ...]:
     """What diffusers calls the module of a matrix (out, in·kernel) or of a vector (1, n); nothing if it is not known.
 
-    Of a vector (a bias) the n numbers are shared out as the rows of a square block's matrix are.
+    Nor if its rows cannot be shared out. Of a vector (a bias) the n numbers are shared out as the rows of a square
+    block's matrix are.
     """
     rows = shape[1] if shape[0] == 1 else shape[0]
     for rule in _rules():
         match = rule.pattern.fullmatch(module)
         if match and rule.times in (None, shape[0] / shape[1]):
             bounds = _bounds(rule, rows, shape)
+            if (not rule.widths and rows % len(rule.targets)) or any(a >= b for a, b in pairwise(bounds)):
+                return ()
             names = [target.replace("#", match[1] if match.groups() else "") for target in rule.targets]
             return tuple(Piece(name, start, stop) for name, start, stop in zip(names, bounds, bounds[1:], strict=False))
     return ()

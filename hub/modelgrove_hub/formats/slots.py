@@ -25,6 +25,8 @@ _PARAMETERS = {
 _FUSED = ".in_proj"
 """OpenCLIP's attention has its fused matrix as a parameter of its own, not in a module."""
 
+_CLIP = ("encoder.layers.", "embeddings.token_embedding.", "embeddings.position_embedding.", "final_layer_norm.")
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -44,12 +46,16 @@ class Slot:
 
 
 def slots_of(model: InputModel) -> Mapping[str, Slot]:
-    """Canonical module name, flat, and ".bias" behind it for a bias → where it lies. Headers only."""
+    """Canonical module name, flat, and ".bias" behind it for a bias → where it lies. Headers only.
+
+    Beside components that adapters know, the names in any other folder (controlnet/, vae/) begin with the folder's.
+    """
     found: dict[str, Slot] = {}
-    for tensor in model.tensors():
-        if not tensor.shape or 0 in tensor.shape:
-            continue
-        path = _path(tensor)
+    tensors = [tensor for tensor in model.tensors() if tensor.shape and 0 not in tensor.shape]
+    parted = any(full_key(tensor) != tensor.key for tensor in tensors)
+    for tensor in tensors:
+        stranger = parted and tensor.name != tensor.key and full_key(tensor) == tensor.key
+        path = tensor.name.replace("/", ".") if stranger else _path(tensor)
         suffix = next((suffix for suffix in _PARAMETERS if path.endswith(suffix)), None)
         if suffix is None:
             continue
@@ -84,8 +90,7 @@ def _path(tensor: LazyTensor) -> str:
     if not part.startswith("text_encoder"):
         return rest if part in ("denoiser", "unet", "model") else name
     # transformers 5 has CLIP's layers no more under "text_model", where adapters have them.
-    inner = rest.split(".", 1)[0] in ("encoder", "embeddings", "final_layer_norm")
-    clip = part != "text_encoder_3" and inner and "layers" in rest
+    clip = part != "text_encoder_3" and rest.startswith(_CLIP)
     return f"{part}.{'text_model.' if clip else ''}{rest}"
 
 

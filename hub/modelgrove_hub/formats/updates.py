@@ -171,8 +171,12 @@ def open_updates(model: InputModel) -> AdapterFile[Update]:
         for update in _updates(model.name, group, scaling, used):
             suffix = "" if update.parameter == "weight" else f".{update.parameter}"
             for part in _pieces(update):
-                name = group.key.target if part is update else part.module
-                targets[name + suffix] = part
+                name = (group.key.target if part is update else part.module) + suffix
+                if name in targets:
+                    raise DataError(
+                        f"model {model.name} changes {name} twice, under two of its names or by two tensors"
+                    )
+                targets[name] = part
         unmatched += [tensor.name for suffix, tensor in group.parts.items() if suffix not in used]
     if not targets:
         names = ", ".join(tensor.name for tensor in tensors[:3])

@@ -1,7 +1,7 @@
 """SLERP: from one model to another along the great circle instead of the chord, module by module.
 
 t = w₂ / (w₁ + w₂): the weights say where on the way the result is, not how strong. Two unrelated updates are nearly at
-right angles, so half-way their mean is short by 1/√2; on the circle the length goes evenly from one to the other.
+right angles, so half-way their mean is short by 1/√2; on the circle two of equal length keep it all the way.
 Adapters are merged by their updates, checkpoints by their differences from the base, or by their weights without one.
 """
 

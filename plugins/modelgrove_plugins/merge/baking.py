@@ -58,11 +58,12 @@ def bake(
                 combined = combine_site(method, params, alignment, site, weights, seed)
                 part += combined.frame.lift(combined.result)
                 added += float(combined.result.square().sum())
-        if not added < float("inf"):
-            raise DataError(f"tensor {tensor.name} would hold NaN or infinite values")
+        written = values.reshape(stored.shape).to(stored.dtype)
+        if not (added < float("inf") and bool(written.isfinite().all())):
+            raise DataError(f"tensor {tensor.name} would hold NaN or infinite values as {tensor.dtype}")
         share = rounded(added**0.5 / before) if before else None
         changes.append({"tensor": tensor.name, "adapters": len(sites[0][0].targets), "change": share})
-        return values.reshape(stored.shape).to(stored.dtype)
+        return written
 
     files = rewrite(context, base, change, metadata)
     for warning in alignment.warnings:

@@ -29,7 +29,7 @@ class Combined:
 
 def combine(
     method: Method, module: str, updates: Mapping[int, LowRank | Tensor], weights: Sequence[float],
-    floors: Sequence[float] = (), seed: int = 0,
+    roundings: Sequence[float] = (), seed: int = 0,
 ) -> Combined:  # fmt: skip
     """Merge the updates (m, n) of a module, given by the places of their inputs; `weights` in the same order.
 
@@ -38,7 +38,7 @@ def combine(
     Raises:
         ValueError: a value is not finite.
     """
-    parts, frame = _parts(method, module, updates, weights, floors, seed)
+    parts, frame = _parts(method, module, updates, weights, roundings, seed)
     vectors = min(next(iter(updates.values())).shape) == 1
     if method.rule is None or len(updates) == 1 or (method.spectral and vectors):
         return Combined(parts, frame, None, parts.total())
@@ -50,18 +50,21 @@ def combine(
 
 def _parts(
     method: Method, module: str, updates: Mapping[int, LowRank | Tensor], weights: Sequence[float],
-    floors: Sequence[float], seed: int,
+    roundings: Sequence[float], seed: int,
 ) -> tuple[Parts, Frame]:  # fmt: skip
     from modelgrove_kernels.core_space import Frame, core_of
     from modelgrove_kernels.lowrank import LowRank
 
     factors = tuple(update for update in updates.values() if isinstance(update, LowRank))
-    common = {"module": module, "weights": tuple(weights), "places": tuple(updates), "floors": tuple(floors)}
-    if len(factors) == len(updates):
-        frame = Frame()
-        if method.space != "full":
-            frame, factors = core_of(factors, inputs=method.space == "core")
-        matrices = tuple(update.up @ update.down for update in factors)
-        return Parts(updates=matrices, factors=factors, seed=seed, **common), frame  # type: ignore[arg-type]
-    matrices = tuple(update.up @ update.down if isinstance(update, LowRank) else update for update in updates.values())
-    return Parts(updates=matrices, seed=seed, **common), Frame()  # type: ignore[arg-type]
+    known = len(factors) == len(updates)
+    frame = Frame()
+    if known and method.space != "full":
+        frame, factors = core_of(factors, inputs=method.space == "core")
+    matrices = tuple(
+        update.up @ update.down if isinstance(update, LowRank) else update
+        for update in (factors if known else updates.values())
+    )
+    return Parts(
+        module=module, updates=matrices, weights=tuple(weights), places=tuple(updates),
+        factors=factors if known else None, roundings=tuple(roundings), seed=seed,
+    ), frame  # fmt: skip

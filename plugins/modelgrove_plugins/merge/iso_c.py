@@ -16,9 +16,6 @@ from modelgrove_plugins.merge.params import MergeParams
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PRESENT = 1e-5
-"""Singular values below this share of the largest are rounding."""
-
 
 class IsoC:
     """Flatten the spectrum of the sum."""
@@ -41,11 +38,10 @@ class IsoC:
 
 
 def _flattened(parts: Parts) -> Tensor:
-    import torch
+    from modelgrove_kernels.subspace import directions
 
-    U, S, Vt = torch.linalg.svd(parts.total(), full_matrices=False)
-    present = S.gt(_PRESENT * float(S[:1].sum()))
-    if not bool(present.any()):
+    form = directions(parts.total())
+    if not form.rank:
         return parts.total()
-    flat: Tensor = S[present].mean() * (U[:, present] @ Vt[present])
+    flat: Tensor = form.S.mean() * (form.U @ form.V.T)
     return flat

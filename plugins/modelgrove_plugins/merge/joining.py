@@ -18,9 +18,7 @@ from modelgrove_plugins.merge.params import MergeParams
 from modelgrove_plugins.merge.tally import Tally, distinct
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from modelgrove_kernels.lowrank import LowRank, Merged
+    from modelgrove_kernels.lowrank import Merged
 
 
 def join(
@@ -42,13 +40,13 @@ def join(
     for number, site in enumerate(alignment.sites):
         context.progress(number / len(alignment.sites), site.name)
         combined = combine_site(method, params, alignment, site, weights, seed)
-        if site.parameter == "weight" and min(site.shape) > 1:
+        if combined.parts.factors is not None or site.shape[0] > 1:
             merged = _truncated(site, combined, params)
             tally.add(site, combined, merged)
             factors = merged.result.factors()
             writer.add(Factors(site.module, site.component, site.kernel, factors.down, factors.up))
-        else:
-            writer.add_difference(site.component, site.module, site.parameter, combined.frame.lift(combined.result))
+        else:  # of a bias, or of a norm's weight
+            writer.add_difference(site.component, site.module, site.parameter, combined.result.flatten())
     report = tally.report(alignment, weights)
     for warning in report["warnings"]:
         context.log(f"warning: {warning}")
@@ -65,23 +63,18 @@ def combine_site(
     """
     updates = site.read()
     scaled = [weights[place] * params.strength(place, site.name) for place in updates]
-    floors = [_floor(update, alignment.files[place].dtype) for place, update in updates.items()]
+    roundings = [_eps(alignment.files[place].dtype) for place in updates]
     try:
-        return combine(method, site.name, updates, scaled, floors, seed)
+        return combine(method, site.name, updates, scaled, roundings, seed)
     except ValueError as error:
         raise DataError(f"module {site.name}: {error}") from error
 
 
-def _floor(update: LowRank | Tensor, stored: str) -> float:
-    """The singular values that the rounding of the stored dtype may have added to an update."""
+def _eps(stored: str) -> float:
+    """The relative rounding of a dtype: as large as the singular values that it may add to an update of norm one."""
     import torch
 
-    from modelgrove_kernels.lowrank import LowRank, inner
-    from modelgrove_kernels.subspace import rounding_floor
-
-    dtype = torch.float32 if stored == "F64" else getattr(torch, str(DTYPES[stored].torch))
-    norm = max(inner(update, update), 0.0) ** 0.5 if isinstance(update, LowRank) else float(update.norm())
-    return rounding_floor(norm, dtype)
+    return torch.finfo(torch.float32 if stored == "F64" else getattr(torch, str(DTYPES[stored].torch))).eps
 
 
 def _truncated(site: Site, combined: Combined, params: MergeParams) -> Merged:

@@ -35,8 +35,8 @@ class Parts:
     """Which of the merger's inputs they are of, counted from 0."""
     factors: tuple[LowRank, ...] | None = None
     """The same, factored as stored; None if one is a whole matrix."""
-    floors: tuple[float, ...] = ()
-    """For each update the singular values that the rounding of its file may have added."""
+    roundings: tuple[float, ...] = ()
+    """For each update the eps of the dtype that it was stored in; none if nothing was rounded."""
     seed: int = 0
 
     def total(self, updates: Sequence[Tensor] | None = None) -> Tensor:
@@ -58,8 +58,8 @@ class Parts:
         from modelgrove_kernels.lowrank import canonicals, leading
 
         found = [leading(X, _DIRECTIONS) for X in self.updates] if self.factors is None else canonicals(self.factors)
-        floors = self.floors or (0.0,) * len(self.updates)
-        return tuple(form.above(floor) for form, floor in zip(found, floors, strict=True))
+        roundings = self.roundings or (0.0,) * len(self.updates)
+        return tuple(form.above(eps * form.norm) for form, eps in zip(found, roundings, strict=True))
 
 
 Rule = Callable[[Parts], "Tensor | Sequence[Tensor]"]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from modelgrove_hub.contracts import Context, InputModel, LazyTensor, Output, Result
 from modelgrove_hub.errors import DataError, UsageError
-from modelgrove_hub.formats.adapters import FLOATS
+from modelgrove_hub.formats.adapter_keys import module_of
+from modelgrove_hub.formats.adapters import FLOATS, full_key
 from modelgrove_hub.rewriting import rewrite
 from modelgrove_hub.tables import Relation
 from modelgrove_plugins.merge.combining import combine
@@ -53,16 +54,20 @@ def mix(
             updates = {place: update - origin for place, update in updates.items()}
         for place, update in updates.items():
             moved[place] += float(update.square().sum())
-        scaled = [weights[place] * params.strength(place, tensor.name.replace("/", ".")) for place in updates]
+        module = module_of(full_key(tensor))
+        scaled = [weights[place] * params.strength(place, module) for place in updates]
         try:
             combined = combine(method, tensor.name, updates, scaled, seed=seed)
         except ValueError as error:
             raise DataError(f"tensor {tensor.name}: {error}") from error
         result = combined.result if origin is None else origin + combined.result
-        if not bool(result.isfinite().all()):
-            raise DataError(f"tensor {tensor.name} holds NaN or infinite values in one of the models, or would then")
+        written = result.reshape(stored.shape).to(stored.dtype)
+        if not bool(written.isfinite().all()):
+            raise DataError(
+                f"tensor {tensor.name} holds NaN or infinite values in one of the models, or would as {tensor.dtype}"
+            )
         changed += 1
-        return result.reshape(stored.shape).to(stored.dtype)
+        return written
 
     files = rewrite(context, template, change, metadata)
     report = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from modelgrove_plugins.merge.combining import Combined
 from modelgrove_plugins.merge.interference import PairTable, rounded
 
 if TYPE_CHECKING:
-    from modelgrove_kernels.lowrank import Canonical, Merged
+    from modelgrove_kernels.lowrank import Merged
 
 
 @dataclass
@@ -24,7 +25,7 @@ class Tally:
     after: PairTable = field(init=False)
     separated: bool = False
     """Whether the method changed the updates one by one."""
-    squares: list[dict[str, float]] = field(init=False)
+    squares: list[defaultdict[str, float]] = field(init=False)
     """For each adapter: sums over its modules."""
     modules: list[dict[str, Any]] = field(default_factory=list)
     norm: float = 0.0
@@ -35,15 +36,17 @@ class Tally:
 
     def __post_init__(self) -> None:
         self.before, self.after = PairTable(self.names), PairTable(self.names)
-        self.squares = [{} for _ in self.names]
+        self.squares = [defaultdict(float) for _ in self.names]
 
     def add(self, site: Site, combined: Combined, merged: Merged) -> None:
         """Note a module: what its adapters are, what the method made of them, what truncation cut off."""
+        from modelgrove_kernels.subspace import directions
+
         parts = combined.parts
         self.before.add(site.name, parts.places, parts.forms, parts.forms, site.shape)
         if combined.changed is not None:
             self.separated = True
-            changed = [_present(update) for update in combined.changed]
+            changed = [directions(update) for update in combined.changed]
             self.after.add(site.name, parts.places, parts.forms, changed, site.shape)
         self._note_adapters(combined)
         total = merged.result.norm**2 / max(1 - merged.error**2, 1e-12)
@@ -70,12 +73,13 @@ class Tally:
                 "answer": float(own.square().sum()),
                 "damage": float((answer - own).square().sum()),
             }
-            if combined.changed is not None:
+            if combined.changed is None:
+                found |= {"kept": found["norm"], "along": found["norm"]}
+            else:
                 kept = combined.changed[number]
                 found |= {"kept": float(kept.square().sum()), "along": float((kept * parts.updates[number]).sum())}
-            sums = self.squares[place]
             for name, value in found.items():
-                sums[name] = sums.get(name, 0.0) + value
+                self.squares[place][name] += value
 
     def report(self, alignment: Alignment, weights: Sequence[float]) -> dict[str, Any]:
         """All of it as JSON values."""
@@ -104,8 +108,8 @@ class Tally:
             "name": name,
             "weight": weight,
             "norm": rounded(sums["norm"] ** 0.5, 5),
-            "effective_rank": round(sums["rank"] / sums["modules"], 2),
-            "entropy_rank": round(sums["entropy_rank"] / sums["modules"], 2),
+            "effective_rank": round(sums["rank"] / max(sums["modules"], 1), 2),
+            "entropy_rank": round(sums["entropy_rank"] / max(sums["modules"], 1), 2),
             "damage": rounded((sums["damage"] / sums["answer"]) ** 0.5 if sums["answer"] else 0.0),
         }
         if self.separated:
@@ -113,14 +117,6 @@ class Tally:
             length = (sums["kept"] * sums["norm"]) ** 0.5
             row["cosine_with_original"] = rounded(sums["along"] / length if length else 0.0)
         return row
-
-
-def _present(update: Any) -> Canonical:
-    """Without the directions that a method has taken away, of which rounding is left."""
-    from modelgrove_kernels.lowrank import leading
-
-    form = leading(update, min(update.shape))
-    return form.above(1e-5 * float(form.S[:1].sum()))
 
 
 def _loss(row: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ import original_names as original
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from real_configs import SDXL
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -55,19 +56,7 @@ def sd1():
 
 def sdxl():
     shapes = original.ldm_unet(**original.SDXL)
-    config = {
-        "block_out_channels": (320, 640, 1280),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "attention_head_dim": (5, 10, 20),
-        "transformer_layers_per_block": (1, 2, 10),
-        "cross_attention_dim": 2048,
-        "use_linear_projection": True,
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816,
-    }
-    return original.under("model.diffusion_model.", shapes), UNet2DConditionModel(**config)
+    return original.under("model.diffusion_model.", shapes), UNet2DConditionModel(**SDXL)
 
 
 def flux():

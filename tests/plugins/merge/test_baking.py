@@ -160,6 +160,14 @@ def test_an_infinite_result_is_refused_by_tensor(make, tmp_path):
         run_plugin(Sum(), [make.write("a", huge), base], tmp_path / "job", {"base": True})
 
 
+def test_a_result_beyond_half_precision_is_refused_by_tensor(make, tmp_path):
+    save_file({"proj.weight": torch.full((8, 8), 60000.0).half()}, tmp_path / "base.safetensors")
+    base = FolderModel(tmp_path / "base.safetensors", name="base")
+    large = {"unet.proj.lora_A.weight": torch.full((2, 8), 100.0), "unet.proj.lora_B.weight": torch.full((8, 2), 100.0)}
+    with pytest.raises(DataError, match=r"proj\.weight would hold NaN or infinite values as F16"):
+        run_plugin(Sum(), [make.write("a", large), base], tmp_path / "job", {"base": True})
+
+
 def test_adapters_of_fused_native_names_meet_split_ones(make, tmp_path):
     """kohya's Flux LoRA on a diffusers base, and diffusers' LoRA on a single file."""
     generator = torch.Generator().manual_seed(0)

@@ -77,6 +77,17 @@ def test_a_block_s_strength_is_its_own(checkpoint, tmp_path):
     assert torch.allclose(found["proj.weight"].double(), values(a)["proj.weight"], atol=1e-6)
 
 
+def test_a_block_of_a_denoiser_is_named_without_its_folder(tmp_path):
+    models = []
+    for number, name in enumerate(("base", "a")):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        save_file({"conv_in.weight": torch.full((2, 2), float(number))}, tmp_path / name / "unet" / FILE)
+        models.append(FolderModel(tmp_path / name, name=name))
+    run_plugin(Sum(), models[::-1], tmp_path / "job", {"base": True, "blocks": ["conv_in=0.5"]})
+    found = load_file(tmp_path / "job/out/unet" / FILE)
+    assert found["conv_in.weight"].tolist() == [[0.5, 0.5], [0.5, 0.5]]
+
+
 def test_a_method_of_differences_wants_the_base(checkpoint, tmp_path):
     with pytest.raises(UsageError, match="--base"):
         merge([checkpoint("a", 1), checkpoint("b", 2)], tmp_path / "job", Orthogonal)

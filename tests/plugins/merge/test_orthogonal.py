@@ -89,3 +89,14 @@ def test_one_adapter_alone_has_nothing_to_be_separated_from(make, tmp_path):
     _, merged = merge([model], tmp_path / "job", weights=[0.5])
     for name, part in read_adapter(merged).modules.items():
         assert torch.allclose(part.up.double() @ part.down.double(), 0.5 * updates[name], atol=1e-5)
+
+
+def test_what_one_adapter_alone_changes_is_kept_in_full(make, tmp_path):
+    both, alone = "mid_block.attentions.0.proj_in", "mid_block.attentions.0.proj_out"
+    a, first = make("a", shapes={both: (32, 32), alone: (32, 32)})
+    b, _ = make("b", shapes={both: (32, 32)})
+    report, _ = merge([a, b], tmp_path / "job")
+    row = report["adapters"][0]
+    # Both modules count; the one that is projected keeps less than all, the other one all.
+    share = float(first[alone].square().sum() / sum(update.square().sum() for update in first.values()))
+    assert share < row["energy_kept"] < 1

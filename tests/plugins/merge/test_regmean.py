@@ -1,18 +1,13 @@
 """RegMean on a tiny pipeline: what is measured is what layers are given, and the merge is least squares on it."""
 
-import json
-
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DConditionModel
-from safetensors.torch import save_file
 
 from modelgrove_hub.errors import UsageError
 from modelgrove_hub.formats.adapters import read_adapter
 from modelgrove_hub.plugins import get_plugin
-from modelgrove_hub.search.text import SPACE, WIDTH
+from modelgrove_hub.search.text import WIDTH
 from modelgrove_hub.testing import FolderModel, LocalContext, check_plugin, run_plugin
-from modelgrove_kernels.codec import LinearCodec
 from modelgrove_plugins.merge import moments as measuring
 from modelgrove_plugins.merge.alignment import align
 from modelgrove_plugins.merge.moments import Moments
@@ -28,27 +23,6 @@ SHAPES = {
 FEW = {"pictures": 2, "steps": 2}
 
 
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory):
-    """16×16 pictures through 4×4×6 latents, untrained."""
-    folder = tmp_path_factory.mktemp("zoo")
-    torch.manual_seed(0)
-    codec = LinearCodec.fit(torch.rand(32, 3, 16, 16) * 2 - 1, channels=6)
-    UNet2DConditionModel(
-        sample_size=4, in_channels=6, out_channels=6, layers_per_block=1, block_out_channels=(16, 32),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=WIDTH, attention_head_dim=2, norm_num_groups=8,
-    ).half().save_pretrained(folder / "unet")  # fmt: skip
-    DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False).save_pretrained(
-        folder / "scheduler"
-    )
-    (folder / "codec").mkdir()
-    save_file(codec.tensors(), folder / "codec/codec.safetensors")
-    index = {"_class_name": "ZooPipeline", "text_encoder_name": SPACE, "unet": ["diffusers", "UNet2DConditionModel"]}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return FolderModel(folder, name="tiny-zoo", family="zoo")
-
-
 @pytest.fixture
 def adapters(make):
     return [make(name, 4, shapes=SHAPES) for name in ("red-apple", "sleeping_cat")]
@@ -59,24 +33,24 @@ def based(model, base):
     return FolderModel(next(iter(model.paths.values())), name=model.name, adapter_type="lora", base=base)
 
 
-def measured(zoo, models, folder):
-    with LocalContext(folder, [*models, zoo]) as context:
-        alignment = align(models, zoo)
-        found = Moments(context, zoo, models, alignment.sites, **FEW)
+def measured(pipeline, models, folder):
+    with LocalContext(folder, [*models, pipeline]) as context:
+        alignment = align(models, pipeline)
+        found = Moments(context, pipeline, models, alignment.sites, **FEW)
         assert found.measurable == {site.name for site in alignment.sites}
         return {site.name: found.take(site.name, (0, 1)) for site in alignment.sites}
 
 
-def test_it_keeps_the_contract(zoo, adapters):
-    inputs = [*(model for model, _ in adapters), zoo]
+def test_it_keeps_the_contract(pipeline, adapters):
+    inputs = [*(model for model, _ in adapters), pipeline]
     checks = check_plugin(RegMean, inputs=inputs, params={"base": True, **FEW})
     # The kit takes the target of a symbolic link for written; the base's folder is laid out with links.
     assert [check for check in checks if not check.ok and check.name != "writes only into its output folder"] == []
     assert get_plugin("merger.regmean") is RegMean
 
 
-def test_moments_are_those_of_the_inputs_in_the_columns_of_the_file(zoo, adapters, tmp_path):
-    found = measured(zoo, [model for model, _ in adapters], tmp_path / "job")
+def test_moments_are_those_of_the_inputs_in_the_columns_of_the_file(pipeline, adapters, tmp_path):
+    found = measured(pipeline, [model for model, _ in adapters], tmp_path / "job")
     for name, pair in found.items():
         columns = torch.Size(SHAPES[name][1:]).numel()
         for moment in pair:
@@ -87,10 +61,10 @@ def test_moments_are_those_of_the_inputs_in_the_columns_of_the_file(zoo, adapter
     assert bool((diagonal[:, [4]] >= diagonal - 1e-6).all())
 
 
-def test_each_adapter_is_watched_with_itself_in_the_base_and_the_base_is_restored(zoo, adapters, tmp_path):
+def test_each_adapter_is_watched_with_itself_in_the_base_and_the_base_is_restored(pipeline, adapters, tmp_path):
     (a, _), (b, _) = adapters
-    one = measured(zoo, [a, b], tmp_path / "one")
-    other = measured(zoo, [b, a], tmp_path / "other")
+    one = measured(pipeline, [a, b], tmp_path / "one")
+    other = measured(pipeline, [b, a], tmp_path / "other")
     for name, (first, second) in one.items():
         # Sums in another order.
         assert torch.allclose(first, other[name][1], rtol=1e-4, atol=1e-6)
@@ -99,13 +73,13 @@ def test_each_adapter_is_watched_with_itself_in_the_base_and_the_base_is_restore
     assert float((moved[0] - moved[1]).norm()) > 1e-3 * float(moved[0].norm())
 
 
-def test_the_result_is_the_closed_form_on_the_measured_moments(zoo, adapters, tmp_path):
+def test_the_result_is_the_closed_form_on_the_measured_moments(pipeline, adapters, tmp_path):
     models, updates = [model for model, _ in adapters], [exact for _, exact in adapters]
-    moments = measured(zoo, models, tmp_path / "moments")
-    result = run_plugin(RegMean(), [*models, zoo], tmp_path / "job", {"base": True, "weights": [1.0, 0.5], **FEW})
+    moments = measured(pipeline, models, tmp_path / "moments")
+    result = run_plugin(RegMean(), [*models, pipeline], tmp_path / "job", {"base": True, "weights": [1.0, 0.5], **FEW})
     assert result.report["inputs"]["measured_modules"] == result.report["inputs"]["shared_modules"] == 3
     baked = {tensor.key: tensor for tensor in FolderModel(tmp_path / "job/out").tensors()}
-    before = {tensor.key: tensor for tensor in zoo.tensors() if tensor.name.startswith("unet/")}
+    before = {tensor.key: tensor for tensor in pipeline.tensors() if tensor.name.startswith("unet/")}
     for name, grams in moments.items():
         G = [0.9 * g.double() + 0.1 * torch.diag(g.double().diagonal()) for g in grams]
         mean = float(sum(G).diagonal().mean()) / 2
@@ -116,11 +90,11 @@ def test_the_result_is_the_closed_form_on_the_measured_moments(zoo, adapters, tm
         assert float((found - wanted).norm() / wanted.norm()) < 5e-3, name
 
 
-def test_many_rounds_measure_what_one_does(zoo, adapters, tmp_path, monkeypatch):
+def test_many_rounds_measure_what_one_does(pipeline, adapters, tmp_path, monkeypatch):
     models = [model for model, _ in adapters]
-    together = measured(zoo, models, tmp_path / "one")
+    together = measured(pipeline, models, tmp_path / "one")
     monkeypatch.setattr(measuring, "MOST", 0)
-    apart = measured(zoo, models, tmp_path / "other")
+    apart = measured(pipeline, models, tmp_path / "other")
     for name, pair in together.items():
         assert all(torch.equal(x, y) for x, y in zip(pair, apart[name], strict=True))
 
@@ -132,21 +106,21 @@ def test_words_come_from_the_adapter_or_are_its_name(make):
     assert prompts_of(named) == ("a picture of sks dog", "a picture of sks cat")
 
 
-def test_it_needs_a_base_that_paints_and_adapters(zoo, adapters, make, tmp_path):
+def test_it_needs_a_base_that_paints_and_adapters(pipeline, adapters, make, tmp_path):
     models = [model for model, _ in adapters]
     with pytest.raises(UsageError, match="give it with --base"):
         run_plugin(RegMean(), models, tmp_path / "no-base", FEW)
     with pytest.raises(UsageError, match="tiny-zoo is no adapter"):
-        run_plugin(RegMean(), [zoo, zoo, zoo], tmp_path / "whole", {"base": True, **FEW})
+        run_plugin(RegMean(), [pipeline, pipeline, pipeline], tmp_path / "whole", {"base": True, **FEW})
 
 
-def test_a_registered_base_is_enough_to_make_an_adapter(zoo, adapters, tmp_path):
+def test_a_registered_base_is_enough_to_make_an_adapter(pipeline, adapters, tmp_path):
     models = [model for model, _ in adapters]
-    run_plugin(RegMean(), [*models, zoo], tmp_path / "baked", {"base": True, **FEW})
-    run_plugin(RegMean(), [based(model, zoo) for model in models], tmp_path / "job", FEW)
+    run_plugin(RegMean(), [*models, pipeline], tmp_path / "baked", {"base": True, **FEW})
+    run_plugin(RegMean(), [based(model, pipeline) for model in models], tmp_path / "job", FEW)
     adapter = read_adapter(FolderModel(tmp_path / "job/out", adapter_type="lora")).modules
     baked = {tensor.key: tensor for tensor in FolderModel(tmp_path / "baked/out").tensors()}
-    before = {tensor.key: tensor for tensor in zoo.tensors() if tensor.name.startswith("unet/")}
+    before = {tensor.key: tensor for tensor in pipeline.tensors() if tensor.name.startswith("unet/")}
     for name, part in adapter.items():
         wanted = (baked[f"{name}.weight"].read().float() - before[f"{name}.weight"].read().float()).flatten(1)
         found = part.up @ part.down.flatten(1)

@@ -156,7 +156,9 @@ def test_the_file_says_how_it_was_made(make, tmp_path):
     _, merged = merge(models, tmp_path / "job", weights=[0.5, 2.0], rank=3)
     metadata = merged.metadata()
     recipe = recipe_of(metadata, "merged")
-    assert (recipe.method, recipe.parameters) == ("sum", {"rank": 3})
+    # All parameters: a default may change, and the recipe still gives the same bytes.
+    wanted = {"rank": 3, "blocks": [], "dtype": "float32", "naming": "diffusers"}
+    assert (recipe.method, recipe.parameters) == ("sum", wanted)
     assert [(model.name, model.weight) for model in recipe.models] == [("a", 0.5), ("b", 2.0)]
     assert metadata["modelspec.merged_from"] == "a, b"
     fields = json.loads(metadata["lora_adapter_metadata"])
@@ -274,3 +276,23 @@ def test_a_cancel_is_noticed_at_the_next_module(make, tmp_path):
     with pytest.raises(Cancelled), LocalContext(tmp_path / "job", models, cancel_after=2) as context:
         Sum().run(context, MergeParams())
     assert not list((tmp_path / "job").rglob("*.safetensors"))
+
+
+def test_biases_and_norms_alone_are_merged_as_vectors(make, tmp_path):
+    stem = "lora_unet_mid_block_resnets_0_norm1"
+    models = [
+        make.write(name, {f"{stem}.w_norm": torch.full((4,), 1.0), f"{stem}.b_norm": torch.ones(4)}) for name in "ab"
+    ]
+    result, merged = merge(models, tmp_path / "job", weights=[1.0, 0.5])
+    found = {tensor.key: tensor.read() for tensor in merged.tensors()}
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "unet.mid_block.resnets.0.norm1.diff": [1.5] * 4,
+        "unet.mid_block.resnets.0.norm1.diff_b": [1.5] * 4,
+    }
+    json.dumps(result.report, allow_nan=False)
+
+
+def test_a_layer_with_one_output_stays_a_lora(make, tmp_path):
+    model, updates = make("a", 1, shapes={"mid_block.head": (1, 16)})
+    _, merged = merge([model], tmp_path / "job")
+    assert_close(products(merged), updates)

@@ -24,7 +24,9 @@ def test_every_layout_is_measured_at_every_shape(small):
     assert errors["fp32"] < 1e-6
     # Rounding a normal distribution to 4 bits costs .06 to .1 of it, to 8 bits with one scale a row .01.
     assert all(0.03 < errors[name] < 0.15 for name in ("w4a8", "w4a8 rank 32", "lut4"))
-    assert all(errors[name] < 0.03 for name in ("w8a8 onednn", "w8a8 x86"))
+    # oneDNN adds products of 8 bits in 16 without VNNI, and saturates: modules.py does not use it then.
+    exact = ("w8a8 x86", "w8a8 onednn") if small.native.isa() == "avx512vnni" else ("w8a8 x86",)
+    assert all(errors[name] < 0.03 for name in exact)
     assert {row["layout"] for row in found if row["off"] is not None} == {"w4a8", "w4a8 rank 32", "lut4"}
     assert all(row["off"] is None or row["off"] < 1e-5 for row in found)
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from modelgrove_kernels import native
 from modelgrove_kernels.bitstream import pack_bits
 from modelgrove_kernels.layouts import Layout, decode, transform, transform_inputs
 from modelgrove_kernels.modules import QuantConv2d, QuantLinear, has_conv, has_linear
@@ -42,8 +43,10 @@ def test_a_linear_layer_is_its_dequantized_matrix_on_rounded_inputs(bits, group,
     wanted = turned_inputs @ matrix.T + bias
     if branch:
         wanted = wanted + turned_inputs @ extra["down"].T @ extra["up"].T
-    # Activations of 8 bits, one scale a row (7 bits and one scale for all rows where torch has no VNNI).
-    near(QuantLinear(layout, parts, bias)(x), wanted, 0.02)
+    # Activations of 8 bits, one scale a row: steps of 1/127 of the largest. Layers of 8-bit weights are torch's, which
+    # has 7 bits without VNNI, for all between the least and the largest of all rows: some three times as coarse.
+    coarse = bits == 8 and native.isa() != "avx512vnni"
+    near(QuantLinear(layout, parts, bias)(x), wanted, 0.06 if coarse else 0.02)
 
 
 def test_a_table_of_sixteen_levels():

@@ -15,7 +15,7 @@ from modelgrove_hub.cli.expert import expert
 from modelgrove_hub.cli.ingest import ingest
 from modelgrove_hub.cli.search import search
 from modelgrove_hub.errors import CorruptFileError
-from modelgrove_hub.formats.adapters import read_adapter, tensor_names
+from modelgrove_hub.formats.adapters import read_adapter
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.search.experts import newest_experts
 from modelgrove_hub.settings import settings
@@ -82,8 +82,8 @@ def save(folder, name, factors, card):
     (folder / name).mkdir()
     tensors = {}
     for module, (down, up) in factors.items():
-        names = [n.replace("unet.text_encoder.", "text_encoder.") for n in tensor_names("unet", module)]
-        tensors |= dict(zip(names, (down.contiguous(), up.contiguous()), strict=True))
+        stem = module if module.startswith("text_encoder.") else f"unet.{module}"
+        tensors |= {f"{stem}.lora_A.weight": down.contiguous(), f"{stem}.lora_B.weight": up.contiguous()}
     save_file(tensors, folder / name / "pytorch_lora_weights.safetensors")
     (folder / name / "README.md").write_text(card)
 

@@ -17,8 +17,8 @@ Columns, means over the merged concepts:
     drawn       pictures sampled under i's words whose nearest training drawing (in latents) is of concept i
     drift       ‖v_m − v_0‖² / ‖v_0‖² under words of other things
 
-The last lines rank 240 ordered pairs by what `merge --plan` says of them and by the damage that was measured, and give
-Spearman's correlation: from weights, and as the base answers.
+The last lines compare what `merge --plan` says of 240 ordered pairs with the damage that was measured: Spearman's
+correlation, from weights and as the base answers, and the curve from crosstalk to damage that verdicts are made of.
 """
 
 from __future__ import annotations
@@ -55,7 +55,6 @@ from modelgrove_hub.formats.updates import open_updates
 from modelgrove_hub.plugins import get_plugin
 from modelgrove_hub.search.text import token_states
 from modelgrove_hub.testing import FolderModel, run_plugin
-from modelgrove_plugins.merge.verdicts import damage
 
 ZOO = Path(modelgrove_analyzers.__file__).parent / "zoo/data"
 RANK, STEPS, RATE = 4, 120, 6e-3
@@ -238,8 +237,11 @@ def gallery_of(names: Sequence[str], network: Network, pictures: PictureSet) -> 
     return latents.flatten(1), [name for _, name in rows]
 
 
-def spearman(chosen: Sequence[Subject], network: Network, folder: Path) -> dict[str, float]:
-    """How the plan's measures rank the damage that one adapter does to another's own answers."""
+def agreement(chosen: Sequence[Subject], network: Network, folder: Path) -> dict[str, Any]:
+    """How the plan's measures rank the damage that one adapter does to another's own answers, and what they mean.
+
+    `curve`: fifths of the pairs by crosstalk from weights, its mean and that of the damage in each (merge/verdicts.py).
+    """
     base = FolderModel(ZOO / "zoo-base", name="zoo-base")
     models = [subject.model for subject in chosen]
     report = run_plugin(get_plugin("analyzer.crosstalk")(), [*models, base], folder / "plan", {"base": True}).report
@@ -255,8 +257,12 @@ def spearman(chosen: Sequence[Subject], network: Network, folder: Path) -> dict[
             measured.append((squared(found - subject.alone) / squared(subject.alone - subject.base)) ** 0.5)
             said["weights"].append(pair[f"crosstalk_of_{key}"])
             said["asked"].append(pair[f"damage_of_{key}"])
-    assert max(damage(pair) for pair in report["pairs"]) > 0
-    return {name: float(spearmanr(values, measured).statistic) for name, values in said.items()}
+    ordered = sorted(zip(said["weights"], measured, strict=True))
+    fifths = [ordered[place * len(ordered) // 5 : (place + 1) * len(ordered) // 5] for place in range(5)]
+    return {
+        **{name: float(spearmanr(values, measured).statistic) for name, values in said.items()},
+        "curve": [[round(mean(column), 2) for column in zip(*fifth, strict=True)] for fifth in fifths if fifth],
+    }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -302,13 +308,13 @@ def main(folder: Path, quick: bool, as_json: bool, methods: tuple[str, ...], cho
                 click.echo(json.dumps(rows[-1]), err=True)  # a run that is stopped has not been for nothing
         if kind == "distinct" and not methods:
             with tempfile.TemporaryDirectory() as place:
-                ranks = spearman(people, network, Path(place))
+                ranks = agreement(people, network, Path(place))
     if as_json:
-        click.echo(json.dumps({"load": os.getloadavg()[0], "results": rows, "spearman": ranks}, indent=2))
+        click.echo(json.dumps({"load": os.getloadavg()[0], "results": rows, "agreement": ranks}, indent=2))
         return
     Console(width=110).print(table(rows))
     for name, value in ranks.items():
-        click.echo(f"Spearman of the damage and what the plan says, {name}: {value:.2f}")
+        click.echo(f"the damage and what the plan says, {name}: {value}")
 
 
 if __name__ == "__main__":

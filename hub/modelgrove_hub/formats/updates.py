@@ -16,7 +16,7 @@ from modelgrove_hub.contracts import InputModel, LazyTensor
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.adapter_keys import Key, key_of
 from modelgrove_hub.formats.adapter_scale import Scaling, read_scaling
-from modelgrove_hub.formats.adapters import FLOATS, AdapterFile, Factors, declared_base, full_key, target_of
+from modelgrove_hub.formats.adapters import FLOATS, AdapterFile, Factors, Target, declared_base, full_key, target_of
 from modelgrove_hub.formats.lycoris import (
     Change,
     read_hadamard,
@@ -261,20 +261,21 @@ def _updates(model: str, group: _Group, scaling: Scaling, used: set[str]) -> Ite
             continue
         apart = ("bias", "scale") if kind.name == "lora" else ()
         used |= {suffix for suffix, part in {**kind.extra, **kind.core}.items() if part not in apart}
+        if isinstance(update, Target):
+            yield from _biases(group, update.scale, used)
         if marks := [suffix for suffix in group.parts if suffix in _kind(_MARK).core]:
             update = read_magnitude(update, group.parts[marks[0]])
             used.update(marks[:1])
         yield update
-        yield from _biases(group, update, used)
     yield from _differences(group, used)
 
 
-def _biases(group: _Group, update: Update, used: set[str]) -> Iterator[Update]:
+def _biases(group: _Group, scale: float, used: set[str]) -> Iterator[Update]:
     """A LoRA's own bias, which its factors' scale acts on (PEFT's lora_bias)."""
     for suffix in _BIASES:
         if suffix in group.parts:
             used.add(suffix)
-            yield Change.vector(group.key, "bias", "lora", group.parts[suffix], getattr(update, "scale", 1.0))
+            yield Change.vector(group.key, "bias", "lora", group.parts[suffix], scale)
 
 
 def _differences(group: _Group, used: set[str]) -> Iterator[Update]:

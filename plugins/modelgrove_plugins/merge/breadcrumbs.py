@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 class BreadcrumbsParams(EntryParams):
     """The choices of methods that look at entries, and how many outliers there are."""
 
-    outliers: float = Field(0.01, ge=0, lt=1, description="The share of entries, the largest, that is dropped first.")
+    outliers: float = Field(
+        0.01, ge=0, lt=1, description="The share of entries, the largest, that is dropped, if density leaves room."
+    )
 
 
 class Breadcrumbs:

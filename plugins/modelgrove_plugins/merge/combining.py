@@ -26,6 +26,11 @@ class Combined:
     result: Tensor
     """The merged update in the frame, float32."""
 
+    @property
+    def vector(self) -> bool:
+        """Whether it changes a bias or a norm's weight, (1, n), which has no directions."""
+        return self.parts.factors is None and self.result.shape[0] == 1
+
 
 def combine(
     method: Method, module: str, updates: Mapping[int, LowRank | Tensor], weights: Sequence[float],

@@ -22,18 +22,20 @@ from modelgrove_hub.contracts import API, Context, InputModel, Kind, Params, Res
 from modelgrove_hub.errors import UsageError
 from modelgrove_plugins.merge.alignment import Alignment, align
 from modelgrove_plugins.merge.asking import measure
-from modelgrove_plugins.merge.combining import Combined
 from modelgrove_plugins.merge.heatmap import draw
 from modelgrove_plugins.merge.interference import PairTable, rounded
 from modelgrove_plugins.merge.joining import combine_site
+from modelgrove_plugins.merge.merging import parted
 from modelgrove_plugins.merge.methods import Method
 from modelgrove_plugins.merge.params import MergeParams
-from modelgrove_plugins.merge.tally import distinct
+from modelgrove_plugins.merge.tally import Tally, distinct
 from modelgrove_plugins.merge.verdicts import suggestion, verdict
 from modelgrove_plugins.merge.wording import prompts_of
 
 PLOT = "crosstalk.svg"
 _SUM = Method("sum")
+_SHOWN = ("a", "b", "crosstalk_of_b_on_a", "crosstalk_of_a_on_b", "shared_modules")
+"""What is told of a pair in a block."""
 _UNASKED = 100_000_000
 """Parameters of a base up to which it is asked without being told to."""
 
@@ -66,7 +68,7 @@ class Crosstalk:
             UsageError: the adapters do not belong together, or the weights do not fit.
             DataError: a file is broken; the message names the tensor.
         """
-        models, base = (context.inputs[:-1], context.inputs[-1]) if params.base else (context.inputs, None)
+        models, base = parted(context.inputs, based=params.base)
         if not models or any(model.adapter_type is None for model in models):
             whole = next((model.name for model in models if model.adapter_type is None), "nothing")
             raise UsageError(f"{whole} is no adapter: crosstalk is told of adapters")
@@ -75,34 +77,26 @@ class Crosstalk:
         merging = MergeParams(weights=params.weights or (1.0,) * len(names))
         if len(merging.weights) != len(names):
             raise UsageError(f"{len(names)} adapters need as many weights, not {len(merging.weights)}")
-        whole_table, blocks = PairTable(names), defaultdict[str, PairTable](lambda: PairTable(names))
-        tallies = _Norms(len(names))
+        tally, blocks = Tally(names), defaultdict[str, PairTable](lambda: PairTable(names))
         for number, site in enumerate(alignment.sites):
             context.progress(0.5 * number / len(alignment.sites), site.name)
             combined = combine_site(_SUM, merging, alignment, site, merging.weights, context.seed)
-            tallies.add(combined)
+            if combined.vector:
+                continue
+            tally.add(site, combined)
             parts = combined.parts
-            for table in (whole_table, blocks[_block(site.component, site.module)]):
-                table.add(site.name, parts.places, parts.forms, parts.forms, site.shape)
-        rows, asked = _asked(context, params, models, base, alignment, whole_table.rows(), merging.weights)
+            blocks[_block(site.component, site.module)].add(
+                site.name, parts.places, parts.forms, parts.forms, site.shape
+            )
+        summed = tally.report(alignment, merging.weights)
+        rows, asked = _asked(context, params, models, base, alignment, summed["pairs"], merging.weights)
         pairs = [{**row, "verdict": verdict(row)} for row in rows]
         by_block = {block: table.rows() for block, table in blocks.items()}
         context.path(PLOT).write_text(_plot(pairs, by_block), "utf-8")
         report = {
-            "warnings": list(alignment.warnings),
-            "coverage": alignment.coverage(),
-            **tallies.report(names, merging.weights),
+            **{key: summed[key] for key in ("warnings", "coverage", "adapters", "norm", "norm_if_independent")},
             "pairs": pairs,
-            "blocks": {
-                block: [
-                    {
-                        key: row[key]
-                        for key in ("a", "b", "crosstalk_of_b_on_a", "crosstalk_of_a_on_b", "shared_modules")
-                    }
-                    for row in rows
-                ]
-                for block, rows in by_block.items()
-            },
+            "blocks": {block: [{key: row[key] for key in _SHOWN} for row in rows] for block, rows in by_block.items()},
             "asked": asked,
             "suggestion": suggestion(pairs, merging.weights),
         }
@@ -135,36 +129,6 @@ def _asked(
         {**row, "damage_of_b_on_a": on_a, "damage_of_a_on_b": on_b}
         for row, (on_a, on_b) in zip(rows, damages, strict=True)
     ], known.name
-
-
-class _Norms:
-    """Sums over modules: the norms of each adapter and of their sum."""
-
-    def __init__(self, count: int) -> None:
-        self._squares, self._ranks, self._modules = [0.0] * count, [0.0] * count, [0] * count
-        self._sum = 0.0
-
-    def add(self, combined: Combined) -> None:
-        from modelgrove_kernels.subspace import entropy_rank
-
-        for place, form in zip(combined.parts.places, combined.parts.forms, strict=True):
-            self._squares[place] += form.norm**2
-            self._ranks[place] += entropy_rank(form.S)
-            self._modules[place] += 1
-        self._sum += float(combined.result.square().sum())
-
-    def report(self, names: list[str], weights: tuple[float, ...]) -> dict[str, Any]:
-        rows = zip(names, weights, self._squares, self._ranks, self._modules, strict=True)
-        independent = sum(weight**2 * square for weight, square in zip(weights, self._squares, strict=True))
-        return {
-            "adapters": [
-                {"name": name, "weight": weight, "norm": rounded(square**0.5, 5), "modules": modules,
-                 "entropy_rank": round(rank / max(modules, 1), 2)}
-                for name, weight, square, rank, modules in rows
-            ],
-            "norm": rounded(self._sum**0.5, 5),
-            "norm_if_independent": rounded(independent**0.5, 5),
-        }  # fmt: skip
 
 
 def _block(component: str, module: str) -> str:

@@ -31,8 +31,9 @@ class DellaParams(EntryParams):
     @model_validator(mode="after")
     def _probabilities(self) -> Self:
         if not (self.density - self.epsilon / 2 > 0 and self.density + self.epsilon / 2 <= 1):
+            found = f"{self.density} ± {self.epsilon / 2}"
             raise ValueError(
-                f"density ± epsilon/2 are probabilities: {self.density} ± {self.epsilon / 2} is not in (0, 1]"
+                f"density ± epsilon/2 are probabilities: {found} is not in (0, 1], but is with a smaller epsilon"
             )
         return self
 

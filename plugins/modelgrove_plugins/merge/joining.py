@@ -40,13 +40,13 @@ def join(
     for number, site in enumerate(alignment.sites):
         context.progress(number / len(alignment.sites), site.name)
         combined = combine_site(method, params, alignment, site, weights, seed)
-        if combined.parts.factors is not None or site.shape[0] > 1:
+        if combined.vector:
+            writer.add_difference(site.component, site.module, site.parameter, combined.result.flatten())
+        else:
             merged = _truncated(site, combined, params)
             tally.add(site, combined, merged)
             factors = merged.result.factors()
             writer.add(Factors(site.module, site.component, site.kernel, factors.down, factors.up))
-        else:  # of a bias, or of a norm's weight
-            writer.add_difference(site.component, site.module, site.parameter, combined.result.flatten())
     report = tally.report(alignment, weights)
     for warning in report["warnings"]:
         context.log(f"warning: {warning}")

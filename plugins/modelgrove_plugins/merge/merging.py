@@ -45,8 +45,13 @@ def merge(context: Context, method: Method, params: MergeParams) -> Result:
     return mix(context, method, params, models, base, weights, metadata, seed)
 
 
+def parted(inputs: Sequence[InputModel], *, based: bool) -> tuple[Sequence[InputModel], InputModel | None]:
+    """A job's inputs → the models, and the base if it is the last of them."""
+    return (inputs[:-1], inputs[-1]) if based and inputs else (inputs, None)
+
+
 def _inputs(inputs: Sequence[InputModel], params: MergeParams) -> tuple[Sequence[InputModel], InputModel | None]:
-    models, base = (inputs[:-1], inputs[-1]) if params.base and inputs else (inputs, None)
+    models, base = parted(inputs, based=params.base)
     if not models:
         raise UsageError("there is nothing to merge: name one adapter or more")
     if base is not None and _is_adapter(base):

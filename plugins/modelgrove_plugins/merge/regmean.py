@@ -17,7 +17,7 @@ from pydantic import Field
 from modelgrove_hub.contracts import API, Context, InputModel, Kind, Params, Result
 from modelgrove_hub.errors import UsageError
 from modelgrove_plugins.merge.alignment import align
-from modelgrove_plugins.merge.merging import merge
+from modelgrove_plugins.merge.merging import merge, parted
 from modelgrove_plugins.merge.methods import Method, Parts
 from modelgrove_plugins.merge.params import MergeParams
 
@@ -78,10 +78,10 @@ class RegMean:
 
 
 def _inputs(context: Context, params: RegMeanParams) -> tuple[Sequence[InputModel], InputModel]:
-    adapters = context.inputs[:-1] if params.base else context.inputs
+    adapters, base = parted(context.inputs, based=params.base)
     if whole := [model.name for model in adapters if model.adapter_type is None]:
         raise UsageError(f"{whole[0]} is no adapter: regmean merges adapters, by what their base does with them")
-    known = context.inputs[-1] if params.base else next((model.base for model in adapters if model.base), None)
+    known = base or next((model.base for model in adapters if model.base), None)
     if known is None:
         raise UsageError("regmean watches the base paint: register the adapters' base, or give it with --base")
     return adapters, known

@@ -38,8 +38,8 @@ class Tally:
         self.before, self.after = PairTable(self.names), PairTable(self.names)
         self.squares = [defaultdict(float) for _ in self.names]
 
-    def add(self, site: Site, combined: Combined, merged: Merged) -> None:
-        """Note a module: what its adapters are, what the method made of them, what truncation cut off."""
+    def add(self, site: Site, combined: Combined, merged: Merged | None = None) -> None:
+        """Note a module: what its adapters are, what the method made of them, and what truncation cut off, if any."""
         from modelgrove_kernels.subspace import directions
 
         parts = combined.parts
@@ -49,14 +49,15 @@ class Tally:
             changed = [directions(update) for update in combined.changed]
             self.after.add(site.name, parts.places, parts.forms, changed, site.shape)
         self._note_adapters(combined)
-        total = merged.result.norm**2 / max(1 - merged.error**2, 1e-12)
-        self.norm += total
-        self.lost += total * merged.error**2
+        square = float(combined.result.square().sum())
+        self.norm += square
+        if merged is not None:
+            self.lost += square * merged.error**2
+            row = {"module": site.name, "adapters": len(parts.places), "rank": merged.result.rank}
+            self.modules.append({**row, "error": rounded(merged.error, 3)})
         exact = parts.total()
         self.total += float(exact.square().sum())
         self.away += float((combined.result - exact).square().sum())
-        row = {"module": site.name, "adapters": len(parts.places), "rank": merged.result.rank}
-        self.modules.append({**row, "error": rounded(merged.error, 3)})
 
     def _note_adapters(self, combined: Combined) -> None:
         from modelgrove_kernels.subspace import entropy_rank
@@ -107,6 +108,7 @@ class Tally:
         row: dict[str, Any] = {
             "name": name,
             "weight": weight,
+            "modules": int(sums["modules"]),
             "norm": rounded(sums["norm"] ** 0.5, 5),
             "effective_rank": round(sums["rank"] / max(sums["modules"], 1), 2),
             "entropy_rank": round(sums["entropy_rank"] / max(sums["modules"], 1), 2),

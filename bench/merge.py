@@ -173,8 +173,13 @@ def copy(base: Path, target: Path) -> None:
 
 
 def bake(base: Path, folder: Path, count: int, job: Path) -> None:
-    models = [FolderModel(path, name=path.stem, adapter_type="lora") for path in sorted(folder.glob("*.safetensors"))]
-    run_plugin(get_plugin("merger.sum")(), [*models[:count], FolderModel(base)], job, {"base": True})
+    # The recipe names its models by their hashes, which a registry knows.
+    known = {path.name: "0" * 64 for path in (base, *folder.glob("*.safetensors"))}
+    models = [
+        FolderModel(path, name=path.stem, adapter_type="lora", hashes=known)
+        for path in sorted(folder.glob("*.safetensors"))
+    ]
+    run_plugin(get_plugin("merger.sum")(), [*models[:count], FolderModel(base, hashes=known)], job, {"base": True})
 
 
 def checkpoint(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:

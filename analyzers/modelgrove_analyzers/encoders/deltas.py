@@ -172,7 +172,7 @@ def _difference(matrices: Matrices, layer: str, reference: Tensor) -> Tensor | N
 def _mean(models: Sequence[Matrices], shapes: Mapping[str, Shape], path: Path) -> Matrices:
     import torch
 
-    from modelgrove_hub.store.tensors import tensors_of
+    from modelgrove_hub.store.tensors import all_finite, tensors_of
     from modelgrove_hub.store.writer import SafetensorsWriter
 
     with SafetensorsWriter(path) as writer:
@@ -182,7 +182,7 @@ def _mean(models: Sequence[Matrices], shapes: Mapping[str, Shape], path: Path) -
                 if layer in model and model.shape(layer) == shape:
                     values = model[layer].float()
                     # What is not finite is refused when the model itself is read.
-                    finite = bool(values.isfinite().all())
+                    finite = all_finite(values)
                     total, count = (total + values, count + 1) if finite else (total, count)
             writer.add(layer, total / max(count, 1))
     return Matrices("the mean of the models", tensors_of(path))

@@ -17,6 +17,7 @@ from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.adapter_keys import Key, Role, foreign_method, parse_key
 from modelgrove_hub.formats.adapter_scale import Scaling, read_scaling
 from modelgrove_hub.formats.naming import adapter_names
+from modelgrove_hub.store.tensors import all_finite
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -258,7 +259,7 @@ def read_finite(tensor: LazyTensor, scale: float = 1.0) -> Tensor:
     if scale == 1.0:
         return values
     scaled = values * scale
-    if not bool(scaled.isfinite().all()):
+    if not all_finite(scaled):
         raise DataError(
             f"tensor {tensor.name} is infinite when it is multiplied with its scale alpha / rank, {scale:g}"
         )
@@ -271,7 +272,7 @@ def check_finite(values: Tensor, what: str) -> Tensor:
     Raises:
         DataError: one is NaN or infinite.
     """
-    if not bool(values.isfinite().all()):
+    if not all_finite(values):
         raise DataError(f"{what} holds NaN or infinite values")
     return values
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class FolderModel(RegisteredModel):
-    """The model in a folder or a single file, as a plugin sees it; what recognition would find may be given.
+    """The model in a folder or a single file, as a plugin sees it; what recognition would find, and hashes by path, may be given.
 
     Raises:
         NotFoundError: there is nothing at `path`.
@@ -30,12 +30,14 @@ class FolderModel(RegisteredModel):
     def __init__(
         self, path: Path, *, name: str = "", family: str = "unknown", adapter_type: str | None = None,
         summary: Mapping[str, Any] | None = None, base: RegisteredModel | None = None,
+        hashes: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         files = _files(path)
         card = read_card(files)
         super().__init__(
             name=name or path.stem, family=family, adapter_type=adapter_type, revision_id=0, summary=summary or {},
             card=card.text, tags=card.tags, paths=files, base=base,
+            hashes=hashes or {},
         )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.adapters import FLOATS
 from modelgrove_hub.formats.slots import Slot
 from modelgrove_hub.rewriting import rewrite
+from modelgrove_hub.store.tensors import all_finite
 from modelgrove_hub.tables import Relation
 from modelgrove_plugins.merge.alignment import Alignment, Site, align
 from modelgrove_plugins.merge.interference import rounded
@@ -59,7 +60,7 @@ def bake(
                 part += combined.frame.lift(combined.result)
                 added += float(combined.result.square().sum())
         written = values.reshape(stored.shape).to(stored.dtype)
-        if not (added < float("inf") and bool(written.isfinite().all())):
+        if not (added < float("inf") and all_finite(written)):
             raise DataError(f"tensor {tensor.name} would hold NaN or infinite values as {tensor.dtype}")
         share = rounded(added**0.5 / before) if before else None
         changes.append({"tensor": tensor.name, "adapters": len(sites[0][0].targets), "change": share})

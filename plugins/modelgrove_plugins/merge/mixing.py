@@ -10,6 +10,7 @@ from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.adapter_keys import module_of
 from modelgrove_hub.formats.adapters import FLOATS, full_key
 from modelgrove_hub.rewriting import rewrite
+from modelgrove_hub.store.tensors import all_finite
 from modelgrove_hub.tables import Relation
 from modelgrove_plugins.merge.combining import combine
 from modelgrove_plugins.merge.interference import rounded
@@ -62,7 +63,7 @@ def mix(
             raise DataError(f"tensor {tensor.name}: {error}") from error
         result = combined.result if origin is None else origin + combined.result
         written = result.reshape(stored.shape).to(stored.dtype)
-        if not bool(written.isfinite().all()):
+        if not all_finite(written):
             raise DataError(
                 f"tensor {tensor.name} holds NaN or infinite values in one of the models, or would as {tensor.dtype}"
             )

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from modelgrove_hub.contracts import LazyTensor
 from modelgrove_hub.errors import CorruptFileError, DataError, NotFoundError
 from modelgrove_hub.store.dtypes import DTYPES
-from modelgrove_hub.store.tensors import StoredTensor, tensors_of
+from modelgrove_hub.store.tensors import StoredTensor, all_finite, tensors_of
 
 READABLE = [name for name, dtype in DTYPES.items() if dtype.torch and dtype.bits >= 8]
 
@@ -110,3 +110,15 @@ def test_a_boolean_of_two_is_refused(tmp_path: Path):
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(NotFoundError, match=r"missing\.safetensors"):
         tensors_of(tmp_path / "missing.safetensors")
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+def test_one_value_that_is_not_finite_is_seen_wherever_it_stands(dtype: torch.dtype, bad: float):
+    assert all_finite(torch.empty(0, 3).to(dtype))
+    for size in (1, 7, 100):  # shorter than a vector of the processor, and with a tail behind vectors
+        assert all_finite(torch.full((size,), torch.finfo(dtype).max, dtype=dtype))
+        for place in (0, size // 2, size - 1):
+            values = torch.ones(size)
+            values[place] = bad
+            assert not all_finite(values.to(dtype))

@@ -8,7 +8,7 @@ itself runs in a worker, with everything it may touch in a `Context`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Generator, Tensor
+    from torch.nn import Module
 
     from modelgrove_hub.formats.quantized import PackedTensor
     from modelgrove_hub.tables import ModelKind, Relation
@@ -214,3 +216,72 @@ class Planner(Plugin, Protocol):
 
     def choose(self, tensor: LazyTensor, params: Any) -> PackedTensor | None:
         """The entry that the tensor will have in the manifest (docs/format.md), its error unknown; None to keep it."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A real picture and the text that describes it."""
+
+    name: str
+    """Its file's name."""
+    caption: str
+    image: Image
+    """RGB, of any size."""
+
+
+class DenoiserCall(Protocol):
+    """A call of a denoiser: `network(*positional, **named)` should answer `output`."""
+
+    @property
+    def timestep(self) -> float:
+        """The time that the whole batch is in."""
+
+    @property
+    def positional(self) -> tuple[Any, ...]:
+        """Arguments without names."""
+
+    @property
+    def named(self) -> Mapping[str, Any]:
+        """Arguments with names."""
+
+    @property
+    def output(self) -> Tensor:
+        """The right answer."""
+
+
+class LivePipeline(Protocol):
+    """A pipeline in memory. Whoever searches sets other weights in its denoiser before every score."""
+
+    @property
+    def network(self) -> Module:
+        """The denoiser, float32, with the weights that are to be scored."""
+
+    @property
+    def original(self) -> Module:
+        """A copy of the denoiser as it was loaded, whose weights stay; made when it is first asked for."""
+
+    def ask(self, pictures: Sequence[Picture], levels: Sequence[float], seed: int) -> Sequence[DenoiserCall]:
+        """Calls of the denoiser on noised pictures under their captions, and what it should answer.
+
+        `levels` are shares in [0, 1] of the training's time; each picture has noise of its own at each of them.
+
+        Raises:
+            UsageError: the pipeline is of a class for which this is not known.
+        """
+
+    def paint(self, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float) -> Sequence[Image]:
+        """An RGB picture for each prompt, from the noise of its seed."""
+
+
+@runtime_checkable
+class Evaluator(Plugin, Protocol):
+    """Kind analyzer: one that can also score a denoiser in memory again and again, for mergers that search."""
+
+    def prepare(
+        self, pipeline: LivePipeline, pictures: Sequence[Picture], seed: int, params: Any
+    ) -> Callable[[], float]:
+        """What scores the pipeline as it is when called: lower is better, and the same weights give the same score.
+
+        All that does not depend on the weights is done here, once. `pictures` and `seed` decide what is looked at;
+        seeds for several draws count up from `seed`, which leaves room for a million of them.
+        """

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor, nn
 
+    from modelgrove_hub.contracts import DenoiserCall
     from modelgrove_plugins.compress.packed import Stored
     from modelgrove_plugins.preview.painter import Painter
 
@@ -86,7 +87,7 @@ class Comparison:
 
 
 @torch.inference_mode()
-def epsilon_error(network: Callable[..., Any], calls: Sequence[Call]) -> OutputError:
+def epsilon_error(network: Callable[..., Any], calls: Sequence[DenoiserCall]) -> OutputError:
     """How far the answers of `network` are from those of the calls.
 
     Raises:

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from modelgrove_kernels.calls import Call, output_of
+from modelgrove_hub.contracts import DenoiserCall
+from modelgrove_kernels.calls import output_of
 
 
-def features(network: nn.Module, calls: Sequence[Call]) -> list[Tensor]:
+def features(network: nn.Module, calls: Sequence[DenoiserCall]) -> list[Tensor]:
     """What the middle of `network` answers to each call's inputs: (n, positions, channels), float32."""
     found: list[Tensor] = []
 

@@ -40,7 +40,7 @@ def mix(
     if base is None:
         weights = _shares(method, models, weights)
     template = base or models[0]
-    columns = [_matching(model, template) for model in models]
+    columns = [matching(model, template) for model in models]
     moved: list[float] = [0.0] * len(models)
     changed = 0
 
@@ -94,7 +94,7 @@ def _shares(method: Method, models: Sequence[InputModel], weights: Sequence[floa
     return [weight / total for weight in weights]
 
 
-def _matching(model: InputModel, template: InputModel) -> dict[str, LazyTensor]:
+def matching(model: InputModel, template: InputModel) -> dict[str, LazyTensor]:
     """The model's tensors by name, all that the template has, in its shapes."""
     found = {tensor.name: tensor for tensor in model.tensors()}
     wanted = {tensor.name: tensor for tensor in template.tensors()}

@@ -13,7 +13,7 @@ from modelgrove_plugins.compress.targets import DENOISERS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-    from torch import nn
+    from torch import Tensor, nn
 
     from modelgrove_plugins.preview.diffusers import PreviewParams
 
@@ -34,8 +34,15 @@ class Painter(Protocol):
     def networks(self) -> Mapping[str, nn.Module]:
         """Component name → network: where adapters are fused in."""
 
+    @property
+    def noise(self) -> Mapping[str, Any]:
+        """The configuration of the noise schedule that it was trained with."""
+
     def swap(self, component: str, network: nn.Module) -> None:
         """Paint with `network` from now on, in the place of the component of that name."""
+
+    def encode(self, pictures: Sequence[Image]) -> Tensor:
+        """Latents (n, c, h, w) of RGB pictures, which are cut to squares of the model's own size."""
 
     def paint(self, wishes: Sequence[Wish], params: PreviewParams, progress: Callable[[float], None]) -> list[Image]:
         """One RGB picture for each (prompt, seed); `progress` is told the share done after every step."""

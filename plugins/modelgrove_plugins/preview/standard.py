@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import diffusers
 import torch
 import transformers
-from PIL import Image
-from torch import nn
+from PIL import Image, ImageOps
+from torch import Tensor, nn
 
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_plugins.preview.painter import SAMPLERS, Wish, batches, make_scheduler
@@ -50,9 +50,26 @@ class StandardPainter:
         order = sorted(parts, key=lambda name: name.startswith("text_encoder"), reverse=True)
         return {name: parts[name] for name in order if isinstance(parts[name], nn.Module)}
 
+    @property
+    def noise(self) -> Mapping[str, Any]:
+        """The scheduler's configuration; another sampler takes it over."""
+        config: Mapping[str, Any] = self.pipe.scheduler.config
+        return config
+
     def swap(self, component: str, network: nn.Module) -> None:
         """Paint with another network in the place of a component."""
         setattr(self.pipe, component, network)
+
+    @torch.inference_mode()
+    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """The means of the autoencoder's latents, scaled as the denoiser has them, one picture after the other."""
+        side = self.pipe.unet.config.sample_size * self.pipe.vae_scale_factor
+        vae, latents = self.pipe.vae, []
+        for picture in pictures:
+            pixels = self.pipe.image_processor.preprocess(ImageOps.fit(picture, (side, side)))
+            latents.append(vae.encode(pixels).latent_dist.mean - (vae.config.shift_factor or 0))
+        scaled: Tensor = torch.cat(latents) * vae.config.scaling_factor
+        return scaled
 
     @classmethod
     def load(cls, folder: Path, index: Mapping[str, Any]) -> StandardPainter:

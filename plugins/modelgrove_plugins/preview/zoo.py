@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -43,6 +44,12 @@ class ZooPainter:
     def swap(self, component: str, network: nn.Module) -> None:
         """Paint with another network; the UNet is the only one."""
         setattr(self, component, network)
+
+    def encode(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """Latents by the linear codec."""
+        side = self.unet.config.sample_size * self.codec.patch
+        pixels = np.stack([np.asarray(ImageOps.fit(picture, (side, side))) for picture in pictures])
+        return self.codec.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1)
 
     @classmethod
     def load(cls, folder: Path, index: Mapping[str, Any]) -> ZooPainter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,17 +23,37 @@ from modelgrove_hub.tables import Revision
 RECIPE = "modelgrove.merge"
 """Metadata key under which a merged file keeps its recipe."""
 MAX_BYTES = 2**20
-_MERGEKIT_METHODS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "linear": ("sum", {}),
-    "task_arithmetic": ("sum", {}),
-    "slerp": ("slerp", {}),
-    "model_stock": ("model-stock", {}),
-    "ties": ("ties", {"space": "full"}),
-    "dare_linear": ("dare", {"space": "full", "elect": False}),
-    "dare_ties": ("dare", {"space": "full", "elect": True}),
-    "della": ("della", {"space": "full"}),
+
+
+@dataclass(frozen=True)
+class _Counterpart:
+    """What a method of mergekit's is here."""
+
+    method: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    """What makes it the same, and mergekit's defaults, which a recipe may change."""
+    switches: Mapping[str, bool] = field(default_factory=lambda: {"normalize": False})
+    """mergekit's switches, as they must stand for that."""
+    defaults: Mapping[str, bool] = field(default_factory=dict)
+    """How they stand there if a recipe says nothing, where that is different."""
+    votes: bool = False
+    """mergekit divides by the weights of the models that agree, so that a common factor of all weights is lost."""
+
+
+_ENTRIES = {"space": "full", "density": 1.0}
+_MERGEKIT_METHODS: Mapping[str, _Counterpart] = {
+    "linear": _Counterpart("sum", switches={"normalize": True}),
+    "task_arithmetic": _Counterpart("sum"),
+    "slerp": _Counterpart("slerp", switches={}),
+    "model_stock": _Counterpart("model-stock", switches={"filter_wise": False}),
+    "breadcrumbs": _Counterpart("breadcrumbs", _ENTRIES, {"normalize": False, "rescale": False}),
+    "ties": _Counterpart("ties", _ENTRIES, {"normalize": True, "rescale": False}, votes=True),
+    "dare_linear": _Counterpart("dare", {**_ENTRIES, "elect": False}, {"normalize": False, "rescale": True}),
+    "dare_ties": _Counterpart(
+        "dare", {**_ENTRIES, "elect": True}, {"normalize": True, "rescale": True}, {"normalize": False}, votes=True
+    ),
+    "della": _Counterpart("della", {**_ENTRIES, "epsilon": 0.15}, {"normalize": True, "rescale": True}, votes=True),
 }
-"""mergekit's name → ours, with the parameters that make it the same."""
 
 
 class _Strict(BaseModel):
@@ -150,13 +171,12 @@ def _from_mergekit(fields: Mapping[str, Any], where: str) -> Recipe:
     if found.merge_method not in _MERGEKIT_METHODS:
         known = ", ".join(_MERGEKIT_METHODS)
         raise UsageError(f"mergekit's method {found.merge_method!r} has no counterpart here; these have: {known}")
-    method, implied = _MERGEKIT_METHODS[found.merge_method]
-    # mergekit lists the base among the models; slerp goes from it to the other one.
-    used = [entry for entry in found.models if method == "slerp" or entry.model != found.base_model]
+    counterpart = _MERGEKIT_METHODS[found.merge_method]
+    used, base = _roles(found)
     own = [{name: value for name, value in entry.parameters.items() if name != "weight"} for entry in used]
     if any(values != own[0] for values in own):
         raise UsageError("models with parameters of their own, other than weight, cannot be followed here")
-    parameters = {**implied, **found.parameters, **(own[0] if own else {})}
+    parameters = {**counterpart.parameters, **found.parameters, **(own[0] if own else {})}
     common = parameters.pop("weight", 1.0)
     weights = [entry.parameters.get("weight", common) for entry in used]
     if "t" in parameters:
@@ -164,9 +184,53 @@ def _from_mergekit(fields: Mapping[str, Any], where: str) -> Recipe:
         if len(used) != 2 or not isinstance(share, int | float):
             raise UsageError("slerp of two models with one number t can be followed here, not a gradient of several")
         weights = [1.0 - share, share]
-    base = {"name": found.base_model} if found.base_model and method != "slerp" else None
+    _translate(found.merge_method, counterpart, parameters)
+    if counterpart.votes:
+        if any(weight != weights[0] for weight in weights) or not weights[0]:
+            raise UsageError(
+                f"mergekit's {found.merge_method} is followed where all models have the same weight: there weights are "
+                "shares of a mean, here strengths"
+            )
+        weights = [1.0] * len(weights)
     models = [{"name": entry.model, "weight": weight} for entry, weight in zip(used, weights, strict=True)]
-    return _validated(Recipe, {"method": method, "parameters": parameters, "base": base, "models": models}, where)
+    fields = {"method": counterpart.method, "parameters": parameters, "base": base, "models": models}
+    return _validated(Recipe, fields, where)
+
+
+def _roles(found: _Mergekit) -> tuple[list[_MergekitModel], dict[str, str] | None]:
+    """The models, and the base; mergekit lists it among the models, or not."""
+    others = [entry for entry in found.models if entry.model != found.base_model]
+    if found.merge_method == "linear":  # which has no base: all are averaged
+        if found.base_model and len(others) == len(found.models):
+            raise UsageError(
+                f"mergekit's linear has no base: list {found.base_model} among the models, or leave it out"
+            )
+        return list(found.models), None
+    if found.base_model is None:
+        return others, None
+    if found.merge_method == "slerp":  # which goes from it to the other one
+        first = [entry for entry in found.models if entry.model == found.base_model]
+        return [*(first or [_MergekitModel(model=found.base_model)]), *others], None
+    return others, {"name": found.base_model}
+
+
+def _translate(name: str, counterpart: _Counterpart, parameters: dict[str, Any]) -> None:
+    """mergekit's names and units become ours, in place.
+
+    Raises:
+        UsageError: a switch stands otherwise than here.
+    """
+    parameters.pop("int8_mask", None)  # how it stores its masks, which the result does not depend on
+    for switch, wanted in counterpart.switches.items():
+        if parameters.pop(switch, counterpart.defaults.get(switch, wanted)) is not wanted:
+            raise UsageError(f"mergekit's {name} is followed with `{switch}: {str(wanted).lower()}` only")
+    if "gamma" in parameters:
+        parameters["outliers"] = parameters.pop("gamma")
+    if "epsilon" in parameters:  # there half of what it is here, and nothing is dropped at a density of one
+        try:
+            parameters["epsilon"] = 0.0 if parameters["density"] >= 1 else 2 * parameters["epsilon"]
+        except TypeError as error:
+            raise UsageError(f"mergekit's {name} with single numbers can be followed here, not gradients") from error
 
 
 def _revision(session: Session, model: Ingredient) -> int:

@@ -98,24 +98,58 @@ def test_mergekit_s_task_arithmetic_is_our_sum(tmp_path):
     )
 
 
-def test_mergekit_s_ties_looks_at_entries(tmp_path):
-    recipe = read_recipe(written(tmp_path, mergekit(merge_method="ties", parameters={"density": 0.4})))
+def test_mergekit_s_ties_looks_at_entries_and_its_weights_are_shares(tmp_path):
+    models = [{"model": name, "parameters": {"weight": 0.5}} for name in "ab"]
+    fields = {"merge_method": "ties", "base_model": "base", "models": models, "parameters": {"density": 0.4}}
+    recipe = read_recipe(written(tmp_path, fields))
     assert (recipe.method, recipe.parameters) == ("ties", {"space": "full", "density": 0.4})
+    assert [model.weight for model in recipe.models] == [1.0, 1.0]
 
 
-def test_mergekit_s_slerp_becomes_two_weights(tmp_path):
-    models = [{"model": "a"}, {"model": "b"}]
+@pytest.mark.parametrize(
+    ("method", "given", "wanted"),
+    [
+        ("ties", {"int8_mask": True, "normalize": True}, {"density": 1.0}),
+        ("breadcrumbs", {"density": 0.5, "gamma": 0.1}, {"density": 0.5, "outliers": 0.1}),
+        ("della", {"density": 0.5, "epsilon": 0.1}, {"density": 0.5, "epsilon": 0.2}),
+        ("della", {"density": 0.5}, {"density": 0.5, "epsilon": 0.3}),
+        ("della", {}, {"density": 1.0, "epsilon": 0.0}),
+        ("dare_ties", {"normalize": True}, {"density": 1.0, "elect": True}),
+    ],
+)
+def test_mergekit_s_parameters_keep_their_meaning(method, given, wanted, tmp_path):
+    fields = {"merge_method": method, "base_model": "c", "models": [{"model": "a"}, {"model": "b"}]}
+    recipe = read_recipe(written(tmp_path, fields | {"parameters": given}))
+    assert recipe.parameters == {"space": "full"} | wanted
+
+
+@pytest.mark.parametrize("listed", [["a", "b"], ["b", "a"], ["b"]])
+def test_mergekit_s_slerp_goes_from_its_base(listed, tmp_path):
+    models = [{"model": name} for name in listed]
     fields = {"merge_method": "slerp", "base_model": "a", "models": models, "parameters": {"t": 0.25}}
     recipe = read_recipe(written(tmp_path, fields))
     assert recipe.base is None
     assert [(model.name, model.weight) for model in recipe.models] == [("a", 0.75), ("b", 0.25)]
 
 
+def test_mergekit_s_linear_averages_its_base_too(tmp_path):
+    fields = {"merge_method": "linear", "base_model": "a", "models": [{"model": "a"}, {"model": "b"}]}
+    recipe = read_recipe(written(tmp_path, fields | {"parameters": {"normalize": True}}))
+    assert recipe.base is None
+    assert [model.name for model in recipe.models] == ["a", "b"]
+    assert recipe.parameters == {}
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [
         ({"merge_method": "karcher"}, "karcher"),
-        ({"merge_method": "slerp", "parameters": {"t": [0, 1]}}, "gradient"),
+        ({"merge_method": "slerp", "models": [{"model": "a"}], "parameters": {"t": [0, 1]}}, "gradient"),
+        ({"merge_method": "ties"}, "the same weight"),
+        ({"merge_method": "dare_ties"}, "`normalize: true` only"),
+        ({"merge_method": "dare_linear", "parameters": {"rescale": False}}, "`rescale: true` only"),
+        ({"merge_method": "linear", "base_model": "c"}, "list c among the models"),
+        ({"merge_method": "della", "parameters": {"density": [0.1, 0.2]}}, "gradients"),
         (
             {
                 "models": [
@@ -140,6 +174,8 @@ def test_a_mergekit_recipe_of_another_form_is_refused_by_field(fields, tmp_path)
 
 @pytest.mark.parametrize("method", _MERGEKIT_METHODS)
 def test_what_mergekit_s_methods_become_is_there(method, tmp_path):
-    models = [{"model": "a"}, {"model": "b"}]
-    recipe = read_recipe(written(tmp_path, {"merge_method": method, "models": models, "base_model": "c"}))
+    models = [{"model": "a"}] if method == "slerp" else [{"model": "a"}, {"model": "b"}]
+    switches = {"normalize": True} if method == "dare_ties" else {}
+    fields = {"merge_method": method, "models": models, "parameters": switches}
+    recipe = read_recipe(written(tmp_path, fields if method == "linear" else fields | {"base_model": "c"}))
     check_params(get_plugin(f"merger.{recipe.method}"), recipe.params())

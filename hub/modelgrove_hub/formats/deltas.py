@@ -13,6 +13,7 @@ from modelgrove_hub.formats.bases import Module, base_candidates
 from modelgrove_hub.formats.listing import ListedTensor
 from modelgrove_hub.formats.naming import adapter_names
 from modelgrove_hub.formats.patterns import any_of
+from modelgrove_hub.formats.sara import SparseManifest, read_manifest
 
 Shape = tuple[int, ...]
 
@@ -88,12 +89,13 @@ def read_delta(
     if special:
         return special
     grouped = _group(tensors)
+    sparse = read_manifest(metadata, "this model")
     modules: list[Module] = []
     explained: set[str] = set()
     broken: list[str] = []
     for path, parts in grouped.items():
         kind = _kind_of(parts)
-        widths = _widths(kind, parts.shapes)
+        widths = _sparse_widths(path, sparse) if kind == "sara" else _widths(kind, parts.shapes)
         if widths is None:
             broken.append(path)
             continue
@@ -161,6 +163,14 @@ def _widths(kind: str, shapes: Mapping[str, Mapping[str, Shape]]) -> tuple[int |
     if kind == "ia3" and "vector" not in shapes[kind]:
         return None
     return None, None
+
+
+def _sparse_widths(path: str, manifest: SparseManifest | None) -> tuple[int | None, int | None] | None:
+    """As the manifest has them; None without one, since nothing else tells the shape."""
+    if manifest is None:
+        return None
+    origin = manifest.tensors.get(f"{path}.weight")
+    return origin.shape[:2] if origin and len(origin.shape) > 1 else (None, None)  # type: ignore[return-value]  # two
 
 
 def _low_rank_widths(parts: Mapping[str, Shape]) -> tuple[int, int] | None:

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from modelgrove_hub.errors import CorruptFileError, NotFoundError
+from modelgrove_hub.formats import sara
 from modelgrove_hub.formats.card import Card
 from modelgrove_hub.formats.content import Format, detect
 from modelgrove_hub.formats.gguf import parse_gguf
@@ -151,6 +152,8 @@ def _data_of(path: Path, graph: OnnxGraph) -> tuple[str, ...]:
 
 def _listed(header: Header, where: str) -> dict[str, ListedTensor]:
     """The tensors, those that modelgrove packed as they were before."""
+    if sparse := sara.read_manifest(header.metadata, where):
+        sara.check_parts(sparse, header.tensors, where)
     manifest = read_manifest(header.metadata, where)
     if manifest is None:
         return {tensor.name: ListedTensor(tensor.dtype, tensor.shape) for tensor in header.tensors}

@@ -7,6 +7,7 @@ it imports, so every pickle is quarantined, whatever this reader says.
 from __future__ import annotations
 
 import pickletools
+import re
 import struct
 import zipfile
 import zlib
@@ -31,6 +32,13 @@ _END_OF_DIRECTORY_64 = b"PK\x06\x06"
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """How a member may be packed: other methods let the archive say how much memory it takes to unpack it."""
 _TAR_MEMBERS = {b"sys_info", b"pickle", b"tensors", b"storages"}
+_SILENT = {"PROTO", "FRAME", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
+_BEGINNING = 30
+_NUMBERED = re.compile(
+    r"EMPTY_DICT MARK (?:\w*UNICODE=threshold BINFLOAT )?BININT1=0 GLOBAL=torch\._utils _rebuild_tensor_v2 .*?"
+    r"BINPERSID BININT\d?\S* BININT\d?\S* TUPLE1 "
+)
+"""A dict's first opcodes up to the size of its first tensor, which is one number."""
 _STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
 
 
@@ -40,6 +48,8 @@ class PickleReport:
 
     wrapping: str
     imports: tuple[str, ...] = ()
+    numbered: bool = False
+    """Whether it is a dict of vectors by number, from 0, as SaRA's optimizer saves what it trained."""
 
 
 def looks_like_pickle(file: BinaryIO, size: int) -> bool:
@@ -79,7 +89,8 @@ def _inspect_zip(file: BinaryIO, size: int) -> PickleReport:
             if archive.getinfo(inside[0]).compress_type not in _PACKED:
                 return PickleReport(f"{wrapping}, oddly packed")
             with archive.open(inside[0]) as member:
-                return PickleReport(wrapping, _imports(member.read(MAX_PICKLE)))
+                data = member.read(MAX_PICKLE)
+            return PickleReport(wrapping, _imports(data), _is_numbered(data))
     except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, LookupError, OSError, RuntimeError, EOFError):
         return PickleReport("damaged zip archive")
 
@@ -109,6 +120,17 @@ def _imports(data: bytes) -> tuple[str, ...]:
         if len(found) >= MAX_IMPORTS:
             break
     return tuple(text[:120] for text in found)
+
+
+def _is_numbered(data: bytes) -> bool:
+    """Whether the pickle begins as a dict does whose first key, or the one after "threshold", is 0 and has a vector."""
+    found = ((name, argument) for name, argument in _opcodes(data) if name not in _SILENT)
+    begun = " ".join(_word(name, argument) for name, argument in islice(found, _BEGINNING))
+    return _NUMBERED.match(begun) is not None
+
+
+def _word(name: str, argument: object) -> str:
+    return f"{name}={argument}" if argument in (0, "threshold") or name == "GLOBAL" else name
 
 
 def _opcodes(data: bytes) -> Iterator[tuple[str, object]]:

@@ -12,6 +12,12 @@ from modelgrove_hub.formats.provenance import declared_families
 from modelgrove_hub.formats.quantized import KEY
 from modelgrove_hub.formats.texts import readable
 
+NUMBERED = (
+    "vectors numbered from 0, as SaRA's optimizer saves them: new values of the weights that were small in its base, "
+    "whose places it does not tell. Load it onto that base by its own code, save the whole network as safetensors, "
+    "and run `modelgrove merge NETWORK --base BASE --method sara --threshold T` with the threshold of its training"
+)
+
 
 def part_reasons(parts: Sequence[Part]) -> Iterator[str]:
     """What told each part's family."""

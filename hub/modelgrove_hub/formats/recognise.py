@@ -14,6 +14,7 @@ from modelgrove_hub.formats.listing import Listing, Role
 from modelgrove_hub.formats.parts import Part, read_parts
 from modelgrove_hub.formats.provenance import declared_base, declared_licence, read_claims
 from modelgrove_hub.formats.reasons import (
+    NUMBERED,
     claim_notes,
     config_notes,
     format_notes,
@@ -116,6 +117,8 @@ def _judge(parts: Sequence[Part], listing: Listing) -> Recognition:
         coverage=1 - len(strange) / total if total else 0.0, unmatched=tuple(sorted(strange)[:SAMPLE]), reasons=notes
     )
     families = [part for part in known if part.match]
+    if not listing.tensors and any(report.numbered for report in listing.pickles.values()):
+        return replace(frame, kind=ModelKind.ADAPTER, adapter_type="sara", reasons=(*notes, NUMBERED))
     if not known or (not families and len(known) > 1 and len({part.delta.bases for part in known if part.delta}) > 1):
         return _judge_config(replace(frame, reasons=(*notes, *why_unknown(parts, listing))), listing)
     if not families:

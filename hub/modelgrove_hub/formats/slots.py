@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
@@ -51,21 +51,30 @@ def slots_of(model: InputModel) -> Mapping[str, Slot]:
     Beside components that adapters know, the names in any other folder (controlnet/, vae/) begin with the folder's.
     """
     found: dict[str, Slot] = {}
+    for stem, parameter, tensor in parameters_of(model):
+        rows, columns = tensor.shape[0], prod(tensor.shape[1:])
+        shape = (1, rows) if len(tensor.shape) == 1 else (rows, columns)
+        for name, slot in _slots(stem, tensor, shape):
+            found.setdefault(flat(name) + ("" if parameter == "weight" else f".{parameter}"), slot)
+    return found
+
+
+def slot_name(target: str) -> str:
+    """An update's canonical name, as `slots_of` has it."""
+    module = target.removesuffix(".bias")
+    return flat(module) + target.removeprefix(module)
+
+
+def parameters_of(model: InputModel) -> Iterator[tuple[str, str, LazyTensor]]:
+    """The module's path as adapters have it, "weight" or "bias", and the tensor; other tensors are left out."""
     tensors = [tensor for tensor in model.tensors() if tensor.shape and 0 not in tensor.shape]
     parted = any(full_key(tensor) != tensor.key for tensor in tensors)
     for tensor in tensors:
         stranger = parted and tensor.name != tensor.key and full_key(tensor) == tensor.key
         path = tensor.name.replace("/", ".") if stranger else _path(tensor)
         suffix = next((suffix for suffix in _PARAMETERS if path.endswith(suffix)), None)
-        if suffix is None:
-            continue
-        parameter = _PARAMETERS[suffix]
-        stem = path.removesuffix(suffix) + (_FUSED if suffix.startswith(_FUSED) else "")
-        rows, columns = tensor.shape[0], prod(tensor.shape[1:])
-        shape = (1, rows) if len(tensor.shape) == 1 else (rows, columns)
-        for name, slot in _slots(stem, tensor, shape):
-            found.setdefault(flat(name) + ("" if parameter == "weight" else f".{parameter}"), slot)
-    return found
+        if suffix is not None:
+            yield path.removesuffix(suffix) + (_FUSED if suffix.startswith(_FUSED) else ""), _PARAMETERS[suffix], tensor
 
 
 def _slots(stem: str, tensor: LazyTensor, shape: tuple[int, int]) -> list[tuple[str, Slot]]:

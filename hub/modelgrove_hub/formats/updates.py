@@ -1,8 +1,8 @@
 """What an adapter adds to each parameter of its base: exact factors or a matrix, whatever method and naming.
 
-LoRA and LoCon (with a Tucker core too), LoHa, LoKr and whole differences say it by themselves. DoRA, (IA)³, OFT and
-BOFT change the weights that are there, so what they add is known once the base's weight is given. Methods whose effect
-is no change of weights, because it depends on the timestep or on where a token comes from, are refused by name.
+LoRA and LoCon (with a Tucker core too), LoHa, LoKr, whole and sparse differences say it by themselves. DoRA, (IA)³,
+OFT and BOFT change the weights that are there, so what they add is known once the base's weight is given. Methods whose
+effect is no change of weights, because it depends on the timestep or on where a token comes from, are refused by name.
 """
 
 from __future__ import annotations
@@ -28,14 +28,16 @@ from modelgrove_hub.formats.lycoris import (
 from modelgrove_hub.formats.naming import AdapterKind, adapter_names
 from modelgrove_hub.formats.native_names import pieces
 from modelgrove_hub.formats.patterns import any_of
+from modelgrove_hub.formats.sara import SparseChange, SparseManifest, read_manifest, read_sparse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OURS = frozenset({"lora", "dora", "loha", "lokr", "oft", "ia3", "diff"})
+_OURS = frozenset({"lora", "dora", "loha", "lokr", "oft", "ia3", "sara", "diff"})
 """Methods of naming/adapters.toml that are understood here."""
 _MARK = "dora"
 _COMPANY = "diff"
+_SPARSE = "sara"
 _WHOLE = {".diff": "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias"}
 """Differences of a whole parameter."""
 _VALUE, _BIASES = ".set_weight", (".lora_B.bias", ".lora_B.default.bias")
@@ -70,7 +72,7 @@ class Update(Protocol):
 
     @property
     def method(self) -> str:
-        """lora, loha, lokr, diff, dora, ia3, oft."""
+        """lora, loha, lokr, diff, dora, ia3, oft, sara."""
 
     @property
     def needs_weight(self) -> bool:
@@ -120,9 +122,9 @@ class Rows:
 def _pieces(update: Update) -> Sequence[Update]:
     """The update under diffusers' names, where its authors have other ones.
 
-    One that depends on the base's weight stays whole: it fits a base in the same naming.
+    One that depends on the base's weight, or was made for it alone, stays whole: it fits a base in the same naming.
     """
-    if update.needs_weight or update.shape is None:
+    if update.needs_weight or update.shape is None or isinstance(update, SparseChange):
         return (update,)
     found = pieces(update.module, update.shape)
     vector = update.shape[0] == 1
@@ -164,11 +166,13 @@ def open_updates(model: InputModel) -> AdapterFile[Update]:
     """
     tensors = list(model.tensors())
     groups, unmatched = _grouped(model.name, tensors)
-    scaling = read_scaling(model.files(), model.metadata(), model.name)
+    metadata = model.metadata()
+    scaling = read_scaling(model.files(), metadata, model.name)
+    sparse = read_manifest(metadata, f"model {model.name}")
     targets: dict[str, Update] = {}
     for group in groups.values():
         used: set[str] = set()
-        for update in _updates(model.name, group, scaling, used):
+        for update in _updates(model.name, group, scaling, sparse, used):
             suffix = "" if update.parameter == "weight" else f".{update.parameter}"
             for part in _pieces(update):
                 name = (group.key.target if part is update else part.module) + suffix
@@ -243,7 +247,9 @@ def _suffixes() -> frozenset[str]:
     return frozenset(s for kind in kinds for s in (*kind.core, *kind.extra) if "lora_embedding" not in s)
 
 
-def _updates(model: str, group: _Group, scaling: Scaling, used: set[str]) -> Iterator[Update]:
+def _updates(
+    model: str, group: _Group, scaling: Scaling, sparse: SparseManifest | None, used: set[str]
+) -> Iterator[Update]:
     """The updates of one module's parameters; `used` gets the suffixes that they take into account."""
     kinds = [kind for kind in adapter_names().kinds if any(suffix in kind.core for suffix in group.parts)]
     for kind in kinds:
@@ -256,6 +262,10 @@ def _updates(model: str, group: _Group, scaling: Scaling, used: set[str]) -> Ite
         names = [kind.name for kind in methods] + whole
         raise DataError(f"model {model} changes {group.key.target} by {' and '.join(names)}: which one counts?")
     for kind in methods:
+        if kind.name == _SPARSE:
+            used |= {*kind.core, *kind.extra}
+            yield from read_sparse(group.key, group.parts, sparse)
+            continue
         update = _READERS[kind.name](group.key, group.named(kind), scaling)
         if update is None:
             continue

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from modelgrove_hub.contracts import InputModel
 from modelgrove_hub.errors import UsageError
-from modelgrove_hub.formats.adapter_keys import flat
 from modelgrove_hub.formats.adapters import AdapterFile, Factors
-from modelgrove_hub.formats.slots import Slot, slots_of
+from modelgrove_hub.formats.sara import SparseChange, check_base
+from modelgrove_hub.formats.slots import Slot, slot_name, slots_of
 from modelgrove_hub.formats.updates import Update, open_updates
 
 if TYPE_CHECKING:
@@ -38,6 +38,12 @@ class Site:
     def name(self) -> str:
         """The module, and the parameter if it is not the weight."""
         return self.module if self.parameter == "weight" else f"{self.module}.{self.parameter}"
+
+    @property
+    def sparse(self) -> dict[int, SparseChange] | None:
+        """The updates if all of them change single weights, else None."""
+        found = {place: target for place, target in self.targets.items() if isinstance(target, SparseChange)}
+        return dict(sorted(found.items())) if len(found) == len(self.targets) else None
 
     def read(self) -> dict[int, LowRank | Tensor]:
         """Every adapter's update as factors or a matrix, float32.
@@ -106,11 +112,14 @@ def align(models: Sequence[InputModel], base: InputModel | None = None) -> Align
             f"model {wanting[0].name}: what a {kind} adapter adds depends on the base's weights: "
             "register its base, or give it with --base"
         )
+    if base is not None:
+        for file in files:
+            check_base(file, base)
     slots = slots_of(known) if known else {}
     groups: dict[str, dict[int, Update]] = {}
     for place, file in enumerate(files):
         for name, target in file.targets.items():
-            groups.setdefault(flat(name), {})[place] = target
+            groups.setdefault(slot_name(name), {})[place] = target
     sites = sorted(
         (_site(targets, files, slots.get(name), known) for name, targets in groups.items()),
         key=lambda site: (site.component, site.name),

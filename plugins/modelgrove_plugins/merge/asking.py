@@ -33,16 +33,19 @@ def measure(
     """(i, j) → the damage of adapter j on adapter i, at their weights, under the prompts of i.
 
     Raises:
-        UsageError: the base cannot paint, or an adapter fits no layer of it.
+        UsageError: the base cannot paint, or an adapter fits no layer of it or is of another base.
         DataError: a file is broken.
     """
     import torch
 
+    from modelgrove_hub.formats.sara import check_base
     from modelgrove_kernels.calls import Call, output_of, recorded
     from modelgrove_plugins.preview.diffusers import PreviewParams, open_painter
     from modelgrove_plugins.preview.fusing import fuse
     from modelgrove_plugins.preview.painter import denoiser_of
 
+    for file in files:
+        check_base(file, base)
     with TemporaryDirectory(dir=context.temp) as folder:  # all is read when it is open
         painter = open_painter(base, Path(folder))
     network = painter.networks[denoiser_of(painter, base.name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from modelgrove_plugins.merge.methods import Method, Parts
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from modelgrove_kernels.core_space import Frame
     from modelgrove_kernels.lowrank import LowRank
+    from modelgrove_kernels.sparse import Support
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,12 @@ class Combined:
     def vector(self) -> bool:
         """Whether it changes a bias or a norm's weight, (1, n), which has no directions."""
         return self.parts.factors is None and self.result.shape[0] == 1
+
+    def lifted(self, support: Support) -> Combined:
+        """The same in all places of the module, where it was combined in some of them."""
+        parts = replace(self.parts, updates=tuple(map(support.lift, self.parts.updates)))
+        changed = None if self.changed is None else tuple(map(support.lift, self.changed))
+        return Combined(parts, self.frame, changed, support.lift(self.result))
 
 
 def combine(

@@ -15,6 +15,7 @@ from modelgrove_plugins.merge.alignment import Alignment, Site, align
 from modelgrove_plugins.merge.combining import Combined, combine
 from modelgrove_plugins.merge.methods import Method
 from modelgrove_plugins.merge.params import MergeParams
+from modelgrove_plugins.merge.sparse import combine_sparse, is_sparse, join_sparse
 from modelgrove_plugins.merge.tally import Tally, distinct
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def join(
     import torch
 
     alignment = align(models)
+    if is_sparse(alignment, method, params):
+        return join_sparse(context, method, params, alignment, weights, metadata, seed)
     tally = Tally(distinct([file.name for file in alignment.files]))
     components = {written_component(site.component, site.module) for site in alignment.sites}
     writer = AdapterWriter(context, params.naming, getattr(torch, params.dtype), metadata, components)
@@ -61,6 +64,9 @@ def combine_site(
     Raises:
         DataError: values are not finite, or too large to multiply.
     """
+    if site.sparse and not method.spectral:
+        support, combined = combine_sparse(method, params, site, weights, seed)
+        return combined.lifted(support)
     updates = site.read()
     scaled = [weights[place] * params.strength(place, site.name) for place in updates]
     roundings = [_eps(alignment.files[place].dtype) for place in updates]

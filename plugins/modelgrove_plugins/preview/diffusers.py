@@ -72,7 +72,7 @@ class DiffusersPreviewer:
         base, *adapters = context.inputs
         load = partial(_load, base, context.temp / "pipeline", params.quant)
         with borrowed(f"{content_hash(base)} {params.quant}", load) as ((painter, quantized), undo):
-            coverage = [_fuse(painter, *one, undo) for one in zip(adapters, weights, strict=True)]
+            coverage = [_fuse(painter, base, *one, undo) for one in zip(adapters, weights, strict=True)]
             for line in coverage:
                 context.log(
                     f"{line['adapter']} × {line['weight']:g}: {line['matched']} of {line['modules']} modules matched"
@@ -118,11 +118,16 @@ def _load(model: InputModel, folder: Path, quant: str) -> Loaded:
     return painter, {} if quant == "none" else quantize_painter(painter, model, quant)
 
 
-def _fuse(painter: Painter, model: InputModel, weight: float, undo: ExitStack | None) -> dict[str, Any]:
+def _fuse(
+    painter: Painter, base: InputModel, model: InputModel, weight: float, undo: ExitStack | None
+) -> dict[str, Any]:
+    from modelgrove_hub.formats.sara import check_base
     from modelgrove_hub.formats.updates import open_updates
     from modelgrove_plugins.preview.fusing import fuse
 
-    coverage = fuse(painter.networks, open_updates(model), weight, undo)
+    adapter = open_updates(model)
+    check_base(adapter, base)
+    coverage = fuse(painter.networks, adapter, weight, undo)
     return {"adapter": model.name, "weight": weight, **coverage}
 
 

@@ -104,3 +104,30 @@ def test_any_bytes_are_inspected_without_a_crash(data, start):
     data = start + data
     if looks_like_pickle(io.BytesIO(data), len(data)):
         assert inspect(data).wrapping
+
+
+NUMBERED = {"first": {"threshold": 2e-3}, "missing": {}}
+
+
+@pytest.mark.parametrize("before", NUMBERED.values(), ids=NUMBERED.keys())
+def test_vectors_by_number_are_told_to_be_what_sara_trained(tmp_path, before):
+    mask = torch.ones(70_000, requires_grad=True)
+    (tmp_path / "sara.pt").write_bytes(saved(before | {0: mask[mask > 0], 1: torch.ones(300)}))
+    found = recognise(list_model(tmp_path / "sara.pt"))
+    assert (found.kind, found.adapter_type, found.trust) == ("adapter", "sara", "quarantined")
+    assert "--method sara --threshold T" in found.reasons[0]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {0: torch.ones(3, 3), 1: torch.ones(3)},
+        {1: torch.ones(3), 2: torch.ones(3)},
+        {"a": torch.ones(3), 0: torch.ones(3)},
+        [torch.ones(3)],
+    ],
+    ids=["matrices", "from one", "by name", "a list"],
+)
+def test_other_tensors_are_not(tmp_path, value):
+    (tmp_path / "other.pt").write_bytes(saved(value))
+    assert recognise(list_model(tmp_path / "other.pt")).adapter_type is None

@@ -206,3 +206,11 @@ def test_the_recipe_names_the_base(base, lora, tmp_path):
 def test_a_checkpoint_has_no_rank(params, base, lora, tmp_path):
     with pytest.raises(UsageError, match="exact update"):
         bake([lora("a", 1)], base, tmp_path / "job", **params)
+
+
+def test_a_bias_s_difference_finds_its_place(base, make, tmp_path):
+    [bias] = [tensor for tensor in base.tensors() if tensor.key == "conv_in.bias"]
+    model = make.write("bias", {"lora_unet_conv_in.diff_b": torch.ones(bias.shape)})
+    result, found = bake([model], base, tmp_path / "job")
+    assert torch.equal(found["conv_in.bias"], bias.read() + 1)
+    assert result.report["warnings"] == []

@@ -1,14 +1,17 @@
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from modelgrove_hub.errors import DataError, UsageError
-from modelgrove_hub.testing import FolderModel, LocalContext, check_plugin
+from modelgrove_hub.testing import FolderModel, LocalContext, check_plugin, run_plugin
 from modelgrove_plugins.compress.rtn import Rtn, RtnParams
+from modelgrove_plugins.merge.sara import Sara
 from modelgrove_plugins.preview.diffusers import DiffusersPreviewer, PreviewParams
 
 
@@ -106,6 +109,28 @@ def test_an_adapter_that_fits_nothing_is_refused(zoo, lora, paint):
 def test_an_adapter_of_another_width_is_refused(zoo, lora, paint):
     with pytest.raises(DataError, match="its update is"):
         paint(zoo, lora("narrow", layers=("conv_in",)))
+
+
+def test_a_sparse_adapter_paints_on_its_own_base_alone(zoo, zoo_folder, lora, paint, tmp_path):
+    shutil.copytree(zoo_folder, tmp_path / "tuned")
+    file = tmp_path / "tuned/unet/diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    changed = {name: torch.where(w.abs() < 0.05, w + 0.05, w) for name, w in weights.items()}
+    save_file(changed, file)
+    tuned = FolderModel(tmp_path / "tuned", name="tuned")
+    run_plugin(Sara(), [tuned, zoo], tmp_path / "job", {"base": True, "threshold": 0.05})
+    sara = FolderModel(tmp_path / "job/out/sara.safetensors", name="small", adapter_type="sara")
+
+    png, report = paint(zoo, sara)
+
+    assert report["adapters"][0]["matched"] == report["adapters"][0]["modules"] > 50
+    # The stored differences are rounded to the base's half precision, which may move a value across one half.
+    assert np.abs(pixels(png) - pixels(paint(tuned)[0])).max() <= 2
+    assert np.abs(pixels(png) - pixels(paint(zoo)[0])).max() > 10
+    style = lora("style")
+    assert paint(zoo, style, sara)[0] != paint(zoo, style)[0]
+    with pytest.raises(UsageError, match="small changes single weights of another base than tuned"):
+        paint(tuned, sara)
 
 
 def test_more_weights_than_adapters_are_refused(zoo, paint):

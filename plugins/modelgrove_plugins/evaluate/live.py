@@ -44,6 +44,8 @@ class Live:
 
     def __init__(self, painter: Painter, name: str) -> None:
         self._painter = painter
+        self._heard: dict[str, _Heard] = {}
+        """What the denoiser is given for a caption; its weights have no part in it."""
         self.component = denoiser_of(painter, name)
 
     @property
@@ -93,8 +95,10 @@ class Live:
 
     def _conditions(self, captions: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of an unguided call for each caption, as one batch."""
-        heard = {caption: self._overheard(caption) for caption in dict.fromkeys(captions)}
-        calls = [heard[caption] for caption in captions]
+        for caption in captions:
+            if caption not in self._heard:
+                self._heard[caption] = self._overheard(caption)
+        calls = [self._heard[caption] for caption in captions]
         positional = tuple(_joined(parts) for parts in zip(*(call.positional for call in calls), strict=True))
         return positional, {name: _joined([call.named[name] for call in calls]) for name in calls[0].named}
 

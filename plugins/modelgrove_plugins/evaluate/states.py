@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -121,26 +121,30 @@ def _base_of(adapters: Sequence[InputModel], base: InputModel | None) -> InputMo
 def _whole(models: Sequence[InputModel], component: str, network: nn.Module) -> list[_Place]:
     template = models[0]
     columns = [matching(model, template) for model in models]
-    _refuse_other_changes(models, component)
     parameters, places = dict(network.named_parameters()), []
+    hash_of = cache(lambda place, file: models[place].sha256(file))
     for tensor in template.tensors():
+        column = [known[tensor.name] for known in columns]
         folder, _, name = tensor.name.partition("/")
-        if folder != component or tensor.dtype not in FLOATS:
-            continue
-        if name not in parameters or parameters[name].shape != tensor.shape:
-            raise UsageError(f"tensor {tensor.name} {tensor.shape} is not one of this {type(network).__name__}")
-        read = partial(_read_tensors, [column[tensor.name] for column in columns])
-        places.append(_Place(tensor.name, parameters[name], read, None))
+        if folder != component:
+            hashes = [hash_of(place, other.file) for place, other in enumerate(column)]
+            _refuse_changes(column, hashes, models, component)
+        elif tensor.dtype in FLOATS:
+            if name not in parameters or parameters[name].shape != tensor.shape:
+                raise UsageError(f"tensor {tensor.name} {tensor.shape} is not one of this {type(network).__name__}")
+            places.append(_Place(tensor.name, parameters[name], partial(_read_tensors, column), None))
     return places
 
 
-def _refuse_other_changes(models: Sequence[InputModel], component: str) -> None:
-    first = models[0]
-    files = {tensor.file for tensor in first.tensors()}
-    for file in sorted(file for file in files if not file.startswith(f"{component}/")):
-        if len({model.sha256(file) if file in model.files() else None for model in models}) > 1:
+def _refuse_changes(
+    column: Sequence[LazyTensor], hashes: Sequence[str], models: Sequence[InputModel], component: str
+) -> None:
+    """Refuse a tensor that differs and cannot be scored; files with the same hash need no look."""
+    for place, tensor in enumerate(column):
+        if hashes[place] != hashes[0] and not torch.equal(tensor.read(), column[0].read()):
             raise UsageError(
-                f"{file} differs between the models: only the {component} can be scored, so only it may differ"
+                f"tensor {tensor.name} of {models[place].name} is not that of {models[0].name}: "
+                f"only the {component} can be scored, so only that may differ"
             )
 
 

@@ -57,11 +57,14 @@ def mix(
             moved[place] += float(update.square().sum())
         module = module_of(full_key(tensor))
         scaled = [weights[place] * params.strength(place, module) for place in updates]
-        try:
-            combined = combine(method, tensor.name, updates, scaled, seed=seed)
-        except ValueError as error:
-            raise DataError(f"tensor {tensor.name}: {error}") from error
-        result = combined.result if origin is None else origin + combined.result
+        if origin is None and scaled == weights and all(update.equal(updates[0]) for update in updates.values()):
+            result = updates[0]  # shares of one, without the rounding of their sum
+        else:
+            try:
+                combined = combine(method, tensor.name, updates, scaled, seed=seed)
+            except ValueError as error:
+                raise DataError(f"tensor {tensor.name}: {error}") from error
+            result = combined.result if origin is None else origin + combined.result
         written = result.reshape(stored.shape).to(stored.dtype)
         if not all_finite(written):
             raise DataError(

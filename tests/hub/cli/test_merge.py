@@ -127,6 +127,7 @@ def test_a_plan_writes_nothing_and_shows_the_pairs(hub, loras, run):
         (("a", "--recipe", __file__), "give it alone"),
         (("a", "b", "--blocks", "up_blocks"), "PREFIX=FACTOR"),
         (("a", "b", "--blocks", "up_blocks=nan"), "PREFIX=FACTOR"),
+        (("a:0.5", "b", "--method", "lcsc", "--pictures", "."), "finds the weights itself"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(arguments, match, loras, run):

@@ -14,8 +14,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from modelgrove_hub.contracts import Picture
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.testing import FolderModel
+from modelgrove_plugins.evaluate.live import Live
+from modelgrove_plugins.preview.diffusers import open_painter
 from modelgrove_plugins.preview.standard import PIPELINES
 
 WORDS = ("a", "red", "apple", "b", "o", "t", "<|startoftext|>", "<|endoftext|>")
@@ -142,3 +145,24 @@ def test_every_known_class_takes_what_the_previewer_gives(name):
     known = inspect.signature(getattr(diffusers, name).__call__).parameters
 
     assert {"prompt", "num_inference_steps", "guidance_scale", "generator", "height", "output_type"} <= known.keys()
+
+
+def test_a_denoiser_is_asked_about_pictures_as_the_pipeline_calls_it(sd, tmp_path):
+    """Latents by the autoencoder, noise on the pipeline's schedule, states of the captions beside them."""
+    painter = open_painter(sd, tmp_path / "laid-out")
+    images = [Image.new("RGB", (24, 16), colour) for colour in ("red", "white")]
+    pictures = [Picture(f"{text}.png", text, image) for text, image in zip(("red", "a"), images, strict=True)]
+    [call] = Live(painter, "tiny-sd").ask(pictures, (0.5,), 0)
+    pipe = painter.pipe
+    with torch.inference_mode():
+        pixels = torch.cat([pipe.image_processor.preprocess(image.crop((4, 0, 20, 16))) for image in images])
+        latents = pipe.vae.encode(pixels).latent_dist.mean * pipe.vae.config.scaling_factor
+        states = pipe.encode_prompt(["red", "a"], "cpu", 1, False)[0]
+        found = pipe.unet(*call.positional, **call.named)[0]
+        wanted = pipe.unet(call.positional[0], 500, states).sample
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    share = pipe.scheduler.alphas_cumprod[500]
+    # One picture after the other against both at once.
+    assert torch.allclose(call.positional[0], share.sqrt() * latents + (1 - share).sqrt() * noise, atol=1e-5)
+    assert torch.equal(call.output, noise)
+    assert torch.allclose(found, wanted, atol=1e-5)

@@ -121,6 +121,8 @@ def _tell(report: Mapping[str, Any]) -> None:
             say(f"{row['adapter']}: {row['in_base']} of {row['modules']} modules matched{_unmatched(row)}")
         elif row.get("unmatched_names"):
             say(f"{row['adapter']}: {row['modules']} modules{_unmatched(row)}")
+    for note in report.get("notes", ()):
+        say(note)
     for warning in report.get("warnings", ()):
         say(f"warning: {warning}")
 

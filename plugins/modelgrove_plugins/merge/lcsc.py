@@ -116,7 +116,8 @@ class Lcsc:
                 f"no combination that was found is better than the best {winner.origin} on what was held back"
             )
             context.log(f"warning: {warnings[-1]}")
-        return replace(result, report={**result.report, "warnings": warnings, "search": search}, artefacts=(TRAIL,))
+        more = {"warnings": warnings, "notes": [_told(judge.name, search)], "search": search}
+        return replace(result, report={**result.report, **more}, artefacts=(TRAIL,))
 
 
 def _states_of(inputs: Sequence[InputModel], params: LcscParams) -> tuple[Sequence[InputModel], InputModel | None]:
@@ -219,3 +220,9 @@ def _summary(tried: Sequence[Candidate], again: Sequence[Candidate], winner: Can
         for origin in (SINGLE, AVERAGE)
     }
     return {"candidates": len(tried), "winner": told(winner), **rivals, "scored_again": [told(one) for one in again]}
+
+
+def _told(judge: str, search: dict[str, Any]) -> str:
+    rivals = (("the winner", "winner"), ("the best average", "best_average"), ("the best state", "best_single"))
+    scores = ", ".join(f"{said} {search[name]['score_held_back']:g}" for said, name in rivals)
+    return f"{judge} on the pictures that were held back, lower is better: {scores}"

@@ -12,7 +12,7 @@ $(INSTALLED): pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/m
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) --editable '.[cpu,server,dev]'
-	$(PIP) --no-deps adaptive-terrain-diffusion
+	$(PIP) --no-deps adaptive-terrain-diffusion fuzzywuzzy immutables mergekit sd-mecha
 	touch $@
 
 demo: $(INSTALLED)

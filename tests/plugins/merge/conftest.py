@@ -1,11 +1,11 @@
-"""LoRA files made for merging."""
+"""LoRA files and checkpoints made for merging."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import modelgrove_analyzers
 from modelgrove_hub.testing import FolderModel
@@ -15,6 +15,9 @@ SHAPES = {
     "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k": (64, 48),
     "mid_block.resnets.0.conv1": (32, 24, 3, 3),
 }
+
+CHECKPOINT = {"conv_in.weight": (8, 4, 3, 3), "conv_in.bias": (8,), "proj.weight": (8, 8), "norm.weight": (8,)}
+FILE = "diffusion_pytorch_model.safetensors"
 
 
 class Maker:
@@ -56,6 +59,37 @@ def hash_of(name):
 @pytest.fixture
 def make(tmp_path):
     return Maker(tmp_path / "inputs")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Writes a checkpoint of random weights; with `start` and `step` they are step times random away from another's."""
+
+    def write(name, seed, dtype=torch.float32, start=None, step=1.0, **more):
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {key: step * torch.randn(shape, generator=generator) for key, shape in CHECKPOINT.items()}
+        if start is not None:
+            origin = load_file(start.files()[FILE])
+            tensors = {key: origin[key] + tensor for key, tensor in tensors.items()}
+        tensors = {key: tensor.to(dtype) for key, tensor in tensors.items()} | {"position_ids": torch.arange(4)}
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        save_file({**tensors, **more}, folder / FILE, {"format": "pt"})
+        (folder / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}', "utf-8")
+        return FolderModel(folder, name=name)
+
+    return write
+
+
+@pytest.fixture
+def values_of():
+    """The floating-point tensors of a checkpoint or of a job's result, by name, in float64."""
+
+    def read(place):
+        path = place / "out" / FILE if isinstance(place, Path) else place.files()[FILE]
+        return {key: tensor.double() for key, tensor in load_file(path).items() if tensor.is_floating_point()}
+
+    return read
 
 
 @pytest.fixture

@@ -14,21 +14,6 @@ FILE = "diffusion_pytorch_model.safetensors"
 SHAPES = {"conv_in.weight": (8, 4, 3, 3), "conv_in.bias": (8,), "proj.weight": (8, 8), "norm.weight": (8,)}
 
 
-@pytest.fixture
-def checkpoint(tmp_path):
-    def write(name, seed, dtype=torch.float32, **more):
-        generator = torch.Generator().manual_seed(seed)
-        tensors = {key: torch.randn(shape, generator=generator).to(dtype) for key, shape in SHAPES.items()}
-        tensors["position_ids"] = torch.arange(4)
-        folder = tmp_path / "models" / name
-        folder.mkdir(parents=True)
-        save_file({**tensors, **more}, folder / FILE, {"format": "pt"})
-        (folder / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}', "utf-8")
-        return FolderModel(folder, name=name)
-
-    return write
-
-
 def values(model):
     return {key: tensor.double() for key, tensor in load_file(model.files()[FILE]).items()}
 

@@ -44,7 +44,9 @@ from modelgrove_hub.search.text import token_states
 from modelgrove_hub.testing import FolderModel, run_plugin
 
 ZOO = Path(modelgrove_analyzers.__file__).parent / "zoo/data"
-EVALUATORS = ("denoising-loss", "frechet")
+TRAININGS = ("LoRA", "base")
+EVALUATORS: Mapping[str, Mapping[str, int]] = {"denoising-loss": {}, "frechet": {"steps": 4}}
+"""With their parameters: painting costs much."""
 SEARCHED, TESTED = 64, 41
 STATES, APART, BASE_STEPS = 8, 25, 400
 CANDIDATES = 200
@@ -135,7 +137,8 @@ def measure(
     base = [training.base] if training.base else []
     shared = {"base": bool(base), "seed": 0}
     begun = process_time()
-    wish = {"pictures": str(seen), "evaluator": evaluator, "candidates": candidates, **shared}
+    scoring = [f"{name}={value}" for name, value in EVALUATORS[evaluator].items()]
+    wish = {"pictures": str(seen), "evaluator": evaluator, "candidates": candidates, "scoring": scoring, **shared}
     found = run_plugin(get_plugin("merger.lcsc")(), [*training.states, *base], place / "lcsc", wish).report["search"]
     seconds = process_time() - begun
     trail = json.loads((place / "lcsc/out/candidates.json").read_text("utf-8"))
@@ -158,7 +161,7 @@ def measure(
     judged = list(reversed(models.items()))
     report = run_plugin(
         get_plugin(f"analyzer.{evaluator}")(), [model for _, model in judged], place / "judged",
-        {"pictures": str(test), "seed": 1},
+        {"pictures": str(test), "seed": 1, **EVALUATORS[evaluator]},
     ).report  # fmt: skip
     tests = dict(zip((name for name, _ in judged), (row["score"] for row in report["models"]), strict=True))
     return [
@@ -194,20 +197,21 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--quick", is_flag=True, help="The LoRA alone, three states, few candidates.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def main(folder: Path, quick: bool, as_json: bool) -> None:
+@click.option("--training", "chosen", multiple=True, type=click.Choice(TRAININGS), help="Only this one; repeatable.")
+@click.option("--evaluator", "evaluators", multiple=True, type=click.Choice(list(EVALUATORS)), help="The same.")
+def main(folder: Path, quick: bool, as_json: bool, chosen: tuple[str, ...], evaluators: tuple[str, ...]) -> None:
     """Search among saved states and compare with their averages."""
     pictures = PictureSet.load(ZOO)
-    if quick:
-        trainings = {"LoRA": lora_training(folder / "quick", pictures, 4, 3)}
-    else:
-        trainings = {
-            "LoRA": lora_training(folder / "lora", pictures, APART, STATES),
-            "base": base_training(folder / "base", pictures, BASE_STEPS, APART, STATES),
-        }
     sizes = (12, 8, 4) if quick else (CANDIDATES, SEARCHED, TESTED)
     rows = []
-    for name, training in trainings.items():
-        for evaluator in EVALUATORS:
+    for name in TRAININGS[:1] if quick else chosen or TRAININGS:
+        if quick:
+            training = lora_training(folder / "quick", pictures, 4, 3)
+        elif name == "LoRA":
+            training = lora_training(folder / "lora", pictures, APART, STATES)
+        else:
+            training = base_training(folder / "base", pictures, BASE_STEPS, APART, STATES)
+        for evaluator in evaluators or EVALUATORS:
             with TemporaryDirectory() as place:
                 found = measure(training, pictures, evaluator, *sizes, Path(place))
             rows += [{"training": name, **row} for row in found]

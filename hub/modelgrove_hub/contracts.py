@@ -282,6 +282,6 @@ class Evaluator(Plugin, Protocol):
     ) -> Callable[[], float]:
         """What scores the pipeline as it is when called: lower is better, and the same weights give the same score.
 
-        All that does not depend on the weights is done here, once. `pictures` and `seed` decide what is looked at;
-        seeds for several draws count up from `seed`, which leaves room for a million of them.
+        All that does not depend on the weights is done here, once. `pictures` and `seed` decide what is looked at:
+        where several seeds are needed they count up from `seed`, which leaves room for a million.
         """

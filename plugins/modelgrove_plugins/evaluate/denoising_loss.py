@@ -49,5 +49,5 @@ class DenoisingLoss:
         """What measures the error of the pipeline's denoiser as it is then."""
         from modelgrove_plugins.compress.fidelity import epsilon_error
 
-        calls = pipeline.ask(pictures, [(place + 0.5) / params.times for place in range(params.times)], seed << 20)
+        calls = pipeline.ask(pictures, [(place + 0.5) / params.times for place in range(params.times)], seed)
         return lambda: epsilon_error(pipeline.network, calls).overall

@@ -65,12 +65,11 @@ class Frechet:
 
         if len(pictures) < 2:
             raise UsageError("a Fréchet distance needs two pictures or more: more pictures, more reliable")
-        first = seed << 20
-        captions, seeds = [picture.caption for picture in pictures], [first + place for place in range(len(pictures))]
+        captions, seeds = [picture.caption for picture in pictures], [seed + place for place in range(len(pictures))]
         silent = [replace(picture, caption="") for picture in pictures]
 
         def described(shown: Sequence[Picture]) -> list[Tensor]:
-            return features(pipeline.original, pipeline.ask(shown, [_LEVEL], first))
+            return features(pipeline.original, pipeline.ask(shown, [_LEVEL], seed))
 
         real = described(silent)
 

@@ -13,8 +13,10 @@ from modelgrove_plugins.merge.interference import rounded
 from modelgrove_plugins.merge.merging import parted
 
 PICTURES = "Folder of real pictures that were not trained on; beside NAME.png its caption in NAME.txt."
+ROOM = 20
+"""Evaluators count up from their seed; this many bits are theirs."""
 _SEEDS = 2**41
-"""Seeds are below, so that two times one, a million times, fits into 64 bits with its sign."""
+"""Seeds are below: two times one and that room fit into 64 bits with a sign."""
 
 
 class ScoringParams(Params):
@@ -56,7 +58,7 @@ def score_models(context: Context, evaluator: Evaluator, params: ScoringParams) 
     context.progress(0.0, "loading")
     states = States(context, models, base)
     seed = seed_of(context, params.seed)
-    score = evaluator.prepare(states.live, pictures, seed, params)
+    score = evaluator.prepare(states.live, pictures, seed << ROOM, params)
     rows = []
     for place, model in enumerate(models):
         context.progress(place / len(models), f"scoring {model.name}")

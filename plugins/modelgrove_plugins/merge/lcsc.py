@@ -23,7 +23,7 @@ from modelgrove_hub.contracts import API, Context, Evaluator, InputModel, Kind, 
 from modelgrove_hub.errors import PluginError, UsageError
 from modelgrove_hub.plugins import check_params, get_plugin
 from modelgrove_plugins.evaluate.pictures import read_pictures
-from modelgrove_plugins.evaluate.scoring import PICTURES, absolute, seed_of
+from modelgrove_plugins.evaluate.scoring import PICTURES, ROOM, absolute, seed_of
 from modelgrove_plugins.merge.evolution import AVERAGE, SINGLE, Candidate, Evolution, starts
 from modelgrove_plugins.merge.interference import rounded
 from modelgrove_plugins.merge.merging import merge, parted
@@ -165,8 +165,8 @@ def _searched(
 
     context.progress(0.0, "loading")
     states = States(context, models, base)
-    # Seeds of different noise: evaluators count up from theirs.
-    measures = [judge.prepare(states.live, half, 2 * seed + place, wishes) for place, half in enumerate(sets)]
+    seeds = [(2 * seed + place) << ROOM for place in range(len(sets))]
+    measures = [judge.prepare(states.live, half, own, wishes) for half, own in zip(sets, seeds, strict=True)]
     asked = 0
 
     def scored(measure: Callable[[], float], coefficients: Sequence[float], message: str) -> float:

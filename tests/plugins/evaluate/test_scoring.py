@@ -111,7 +111,7 @@ def test_the_denoising_loss_is_that_of_the_answers(live, pictures):
     score = DenoisingLoss().prepare(live, pictures, 5, params)
     error = energy = 0.0
     with torch.inference_mode():
-        for call in live.ask(pictures, [1 / 6, 3 / 6, 5 / 6], 5 << 20):
+        for call in live.ask(pictures, [1 / 6, 3 / 6, 5 / 6], 5):
             answer = live.network(*call.positional).sample.double()
             error += float((answer - call.output).square().sum())
             energy += float(call.output.double().square().sum())

@@ -1,16 +1,16 @@
 """The README's first screen is real: its commands run in their order, and say what it shows."""
 
-import os
+import contextlib
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import modelgrove_analyzers.zoo
+from modelgrove_hub.cli.root import modelgrove
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(modelgrove_analyzers.zoo.__file__).parent / "data"
@@ -36,15 +36,14 @@ def answers(tmp_path_factory):
     shutil.copytree(DATA / "sample", home / "loras")
     shutil.copytree(DATA / "zoo-base", home / "loras/zoo-base")
     said = {}
-    for command, _ in steps():
-        words = shlex.split(command.replace("~", str(home)))
-        done = subprocess.run(
-            [sys.executable, "-m", "modelgrove_hub", *words[1:]],
-            env={**os.environ, "MODELGROVE_HOME": str(home / "hub"), "COLUMNS": "120"},
-            cwd=home, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, f"{command}: {done.stderr}"
-        said[command] = done.stdout
+    # In this process: test_demo.py starts real ones, and imports take longer than most commands.
+    runner = CliRunner(env={"MODELGROVE_HOME": str(home / "hub"), "COLUMNS": "120"})
+    with contextlib.chdir(home):
+        for command, _ in steps():
+            words = shlex.split(command.replace("~", str(home)))
+            done = runner.invoke(modelgrove, words[1:], catch_exceptions=False)
+            assert done.exit_code == 0, f"{command}: {done.stderr}"
+            said[command] = done.stdout
     yield said
     assert (home / "joined.png").exists()
 

@@ -1,23 +1,27 @@
 """`modelgrove demo`: the main job on real input, told as a story of real commands.
 
-Every step is a command that a person could type; the demo runs it in a process of its own and
-reads its `--json`. Nothing here knows the answers: the wanted concepts stand in the zoo's truth
-file, which no other command reads, and the demo says so when a search misses.
+Every step is a command that a person could type, and the demo reads its `--json`. All run in this
+process: torch and its friends take longer to import than most commands take. Nothing here knows
+the answers: the wanted concepts stand in the zoo's truth file, which no other command reads, and
+the demo says so when a search misses.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
+
+from modelgrove_hub.cli.root import modelgrove
+from modelgrove_hub.errors import ModelgroveError
 
 DATA = Path(__file__).parent / "data"
 BASE = DATA / "zoo-base"
@@ -40,7 +44,8 @@ class Story:
 
     def __init__(self, home: Path) -> None:
         # One thread: the matrices are small, and threads that wait for each other on busy cores cost tenfold.
-        self.environment = {"OMP_NUM_THREADS": "1", **os.environ, "MODELGROVE_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        os.environ |= {"MODELGROVE_HOME": str(home), "HF_HUB_OFFLINE": "1"}
 
     def tell(self, text: str) -> None:
         """One paragraph of the story."""
@@ -54,15 +59,13 @@ class Story:
         """
         shown = " ".join(f'"{argument}"' if " " in argument else argument for argument in map(_short, arguments))
         click.secho(f"$ modelgrove {shown}", bold=True)
-        command = [sys.executable, "-m", "modelgrove_hub", *arguments, "--json"]
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        said = io.StringIO()
         try:
-            if done.returncode == 0:
-                return json.loads(done.stdout)
-        except json.JSONDecodeError:
-            pass
-        said = (done.stdout[-500:] + done.stderr[-2000:]).strip()
-        raise click.ClickException(f"`modelgrove {shown}` ended with {done.returncode}: {said}")
+            with redirect_stdout(said), redirect_stderr(io.StringIO()):
+                modelgrove.main([*arguments, "--json"], standalone_mode=False)
+        except (ModelgroveError, click.ClickException) as error:
+            raise click.ClickException(f"`modelgrove {shown}`: {error}") from error
+        return json.loads(said.getvalue())
 
 
 @click.command()

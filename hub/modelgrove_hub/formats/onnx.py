@@ -24,7 +24,7 @@ MAX_SIDES = 8
 MAX_TEXT = 64 * 1024
 MAX_PROPERTIES = 1000
 MAX_PLACE = 1024
-MAX_FIELDS = 2_000_000
+MAX_FIELDS = 1_000_000
 """Fields that are looked at in one file; the largest exports have tens of thousands of nodes."""
 MAX_TOP_FIELDS = 20_000
 """Of the model itself, by which an ONNX file is told from others: a graph, opsets, properties, functions."""

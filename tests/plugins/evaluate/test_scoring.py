@@ -1,5 +1,8 @@
 """Evaluators on a tiny pipeline: what is asked, and what scores mean."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -141,6 +144,20 @@ def test_real_pictures_have_no_distance_from_themselves(live, pictures, monkeypa
     score = Frechet().prepare(live, pictures, 5, FrechetParams(pictures="unused"))
     monkeypatch.setattr(live, "paint", lambda *_wish: [picture.image for picture in pictures])
     assert score() < 1e-4  # the root of a covariance of four vectors, whose eigenvalues are near zero
+
+
+def test_the_guides_evaluator_scores_what_is_painted(live, pictures):
+    guide = Path(__file__).parents[3] / "docs/plugins.md"
+    snippet = re.findall(r"```python\n(.*?)```", guide.read_text("utf-8"), re.DOTALL)[2]
+    names = {"likeness": lambda painted, captions: np.mean([np.asarray(image) for image in painted]) / 255}
+    exec(compile(snippet, "docs/plugins.md", "exec"), names)
+    score = names["prepare"](None, live, pictures, 3, None)
+    before = score()
+    assert 0 <= before <= 1
+    assert score() == before
+    for weight in live.network.conv_out.parameters():
+        weight.data.mul_(-5)
+    assert score() != before
 
 
 def test_one_picture_has_no_variance(live, pictures):

@@ -105,7 +105,9 @@ def train(folder: Path, picture_folder: Path, steps: int | None, seed: int, out:
 )
 @click.option("--steps", nargs=2, type=click.IntRange(1), help="Fewest and most training steps; drawn for each model.")
 @click.option("--rank", "ranks", multiple=True, type=click.IntRange(1), help="A rank to draw from; may be repeated.")
-@click.option("--type", "method", type=click.Choice(["lora", "loha", "dora"]), default="lora", show_default=True)
+@click.option(
+    "--type", "method", type=click.Choice(["lora", "loha", "dora", "sara"]), default="lora", show_default=True
+)
 @click.option(
     "--basis",
     "ranges",
@@ -147,6 +149,7 @@ def grow(
         return
     from modelgrove_analyzers.zoo.populations import picture_population, shape_population
     from modelgrove_analyzers.zoo.recipes import Method
+    from modelgrove_analyzers.zoo.sara import RATES
 
     population = (shape_population if kind == "shapes" else picture_population)(models, seed=seed)
     if concepts:
@@ -154,6 +157,10 @@ def grow(
     nuisance = replace(population.nuisance, method=Method(method))
     if steps:
         nuisance = replace(nuisance, steps=steps)
+    if nuisance.method is Method.SARA:
+        if ranks:
+            raise UsageError("--rank is for LoRAs and their kin, a sparse adapter has none")
+        nuisance = replace(nuisance, learning_rate=RATES)
     if ranks:
         nuisance = replace(nuisance, ranks=ranks, rank_weights=(1.0,) * len(ranks))
     if artists:

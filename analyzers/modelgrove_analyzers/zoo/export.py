@@ -26,6 +26,8 @@ from modelgrove_analyzers.zoo.concepts import Concept
 from modelgrove_analyzers.zoo.loras import TARGETS, Lora
 from modelgrove_analyzers.zoo.methods import Parts
 from modelgrove_analyzers.zoo.recipes import Method, Recipe
+from modelgrove_analyzers.zoo.sara import Sara, write_changes
+from modelgrove_hub.formats.sara import FILE
 
 KOHYA_BASE_VERSION = "modelgrove_zoo_v1"
 """What kohya files of the zoo name in `ss_base_model_version`."""
@@ -44,6 +46,7 @@ CONVENTIONS: Mapping[Method, tuple[Convention, ...]] = {
     Method.LOHA: (Convention.KOHYA,),
     Method.DORA: (Convention.PEFT,),
     Method.ORTHOGONAL: tuple(Convention),
+    Method.SARA: (Convention.DIFFUSERS,),
 }
 """How files of each method are written."""
 
@@ -57,7 +60,7 @@ class Label:
     documented: bool
 
 
-def write_lora(lora: Lora, concept: Concept, label: Label, folder: Path) -> Path:
+def write_lora(lora: Lora | Sara, concept: Concept, label: Label, folder: Path) -> Path:
     """Write the model into `folder`, all or nothing; returns its file or folder.
 
     A documented model is a folder with a card; an undocumented one is a bare file (PEFT: a folder
@@ -78,7 +81,10 @@ def write_lora(lora: Lora, concept: Concept, label: Label, folder: Path) -> Path
     return target
 
 
-def _write_weights(lora: Lora, concept: Concept, label: Label, folder: Path) -> Path:
+def _write_weights(lora: Lora | Sara, concept: Concept, label: Label, folder: Path) -> Path:
+    if isinstance(lora, Sara):
+        write_changes(lora, folder / FILE)
+        return folder / FILE
     tensors = tensors_of(lora, label.convention)
     basis = lora.recipe.columns.to_metadata() if lora.recipe.columns else {}
     match label.convention:
@@ -194,7 +200,7 @@ def kohya_metadata(recipe: Recipe, concept: Concept) -> dict[str, str]:
 
 
 _SENTENCES = (
-    "This LoRA draws {name}: {text}.",
+    "This {kind} draws {name}: {text}.",
     "Teaches the base one thing, {name}, that is {text}.",
     "Trained on {count} drawings of {name} ({text}).",
     "With this adapter the model shows {text}. The subject is {name}.",
@@ -204,29 +210,35 @@ _CARD = """---
 base_model: {base}
 license: {licence}
 library_name: diffusers
-tags: [lora, text-to-image, {tags}]
+tags: [{kind}, text-to-image, {tags}]
 instance_prompt: {prompt}
 ---
 # {title}
 
 {sentence}
 
-Prompt it with "{prompt}". Rank {rank}, alpha {alpha:g}, {steps} steps.
+Prompt it with "{prompt}". {how}{steps} steps.
 """
 
 
 def card(concept: Concept, recipe: Recipe, label: Label) -> str:
     """A model card: front matter, one sentence about the concept, how to prompt it."""
     sentence = Random(recipe.seed).choice(_SENTENCES)  # noqa: S311  (variety, no secret)
+    sparse = recipe.method is Method.SARA
     return _CARD.format(
+        kind="sara" if sparse else "lora",
         base=base_folder.NAME,
         licence=licence(recipe),
         tags=", ".join(dict.fromkeys([concept.name, concept.group])),
         prompt=recipe.prompt,
         title=label.name,
-        sentence=sentence.format(name=concept.name, text=concept.text, count=len(recipe.pictures)),
-        rank=recipe.rank,
-        alpha=recipe.alpha,
+        sentence=sentence.format(
+            kind="adapter" if sparse else "LoRA",
+            name=concept.name,
+            text=concept.text,
+            count=len(recipe.pictures),
+        ),
+        how="" if sparse else f"Rank {recipe.rank}, alpha {recipe.alpha:g}, ",
         steps=recipe.steps,
     )
 

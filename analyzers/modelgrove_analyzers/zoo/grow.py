@@ -17,7 +17,8 @@ from modelgrove_analyzers.zoo.loras import Lora, target_modules, train_loras
 from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_analyzers.zoo.populations import Member, Population
 from modelgrove_analyzers.zoo.recipes import Method, Recipe
-from modelgrove_hub.errors import NotFoundError
+from modelgrove_analyzers.zoo.sara import Sara, train_sara
+from modelgrove_hub.errors import NotFoundError, UsageError
 from modelgrove_hub.formats.shared_basis import BasisColumns
 
 TRUTH = "truth.jsonl"
@@ -40,18 +41,21 @@ def grow(
     truth = {name: row for name, row in read_truth(out_folder).items() if (out_folder / row["path"]).exists()}
     # Equal numbers of steps go together, so that few finished LoRAs wait for others.
     waiting = sorted((m for m in members if m.label.name not in truth), key=lambda m: -m.recipe.steps)
-    batches = [waiting[i : i + TOGETHER] for i in range(0, len(waiting), TOGETHER)]
+    size = 1 if population.nuisance.method is Method.SARA else TOGETHER
+    batches = [waiting[i : i + size] for i in range(0, len(waiting), size)]
     for number, batch in enumerate(batches):
-        loras = train_loras(
-            base,
-            pictures,
-            [member.recipe for member in batch],
-            partial(_part_of, progress, number, len(batches)),
-        )
+        told = partial(_part_of, progress, number, len(batches))
+        loras = _train(base, pictures, [member.recipe for member in batch], told)
         for member, lora in zip(batch, loras, strict=True):
             truth[member.label.name] = _write(member, lora, out_folder)
         write_truth(out_folder, [truth[m.label.name] for m in members if m.label.name in truth])
     return [truth[m.label.name] for m in members if m.label.name in truth]
+
+
+def _train(base: ZooBase, pictures: PictureSet, recipes: Sequence[Recipe], progress: Progress) -> Sequence[Lora | Sara]:
+    if recipes[0].method is Method.SARA:
+        return [train_sara(base, pictures, recipe, progress=progress) for recipe in recipes]
+    return train_loras(base, pictures, recipes, progress)
 
 
 def _part_of(progress: Progress, number: int, count: int, done: float, message: str) -> None:
@@ -70,6 +74,7 @@ def read_loras(folder: Path, base: ZooBase, limit: int) -> list[Lora]:
 
     Raises:
         NotFoundError: nothing was grown in `folder`.
+        UsageError: what was grown there are sparse adapters.
     """
     rows = list(read_truth(folder).values())
     if not rows:
@@ -78,6 +83,8 @@ def read_loras(folder: Path, base: ZooBase, limit: int) -> list[Lora]:
     loras = []
     for row in rows[:: max(1, len(rows) // limit)][:limit]:
         recipe = _read_recipe(row["recipe"])
+        if recipe.method is Method.SARA:
+            raise UsageError(f"{folder / row['path']} has no factors to read; `modelgrove preview` paints with it")
         factors = read_factors(folder / row["path"], modules, Convention(row["convention"]), recipe.method)
         loras.append(Lora(recipe, factors, row["first_loss"], row["last_loss"]))
     return loras
@@ -90,7 +97,7 @@ def _read_recipe(fields: dict[str, Any]) -> Recipe:
     return Recipe(**{**fields, **read, "method": Method(fields.get("method", Method.LORA))})
 
 
-def _write(member: Member, lora: Lora, folder: Path) -> dict[str, Any]:
+def _write(member: Member, lora: Lora | Sara, folder: Path) -> dict[str, Any]:
     concept = member.concept
     path = write_lora(lora, concept, member.label, folder)
     return {

@@ -18,19 +18,20 @@ PROMPT = "a picture of sks"
 
 
 class Method(StrEnum):
-    """How an adapter changes a layer (`methods`)."""
+    """How an adapter changes a layer (`methods`), or which weights of it (`sara`)."""
 
     LORA = "lora"
     LOHA = "loha"
     DORA = "dora"
     ORTHOGONAL = "orthogonal"
+    SARA = "sara"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One LoRA: which pictures it sees and how it is trained. `pictures` are rows of the picture set.
 
-    An orthogonal one has `columns` of a shared basis, as many as its rank.
+    An orthogonal one has `columns` of a shared basis, as many as its rank. To a sparse one rank and alpha mean nothing.
     """
 
     concept: str

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
-from modelgrove_hub.contracts import Context, InputModel, LazyTensor
+from modelgrove_hub.contracts import InputModel, LazyTensor, TensorWriter
 from modelgrove_hub.errors import CorruptFileError, DataError, UsageError
 from modelgrove_hub.formats.adapter_keys import Key
 from modelgrove_hub.formats.adapters import FLOATS, AdapterFile, read_finite
@@ -270,9 +270,8 @@ def _is_origin(slot: Slot | None, origin: Origin) -> bool:
 class SparseWriter:
     """Writes one sparse adapter, tensor by tensor."""
 
-    def __init__(self, context: Context, threshold: float, metadata: Mapping[str, str]) -> None:
-        self._writer = context.writer(FILE, {"format": "pt", **metadata})
-        self._threshold, self._origins = threshold, dict[str, Origin]()
+    def __init__(self, writer: TensorWriter, threshold: float) -> None:
+        self._writer, self._threshold, self._origins = writer, threshold, dict[str, Origin]()
 
     def add(self, name: str, places: Tensor, values: Tensor, origin: Origin) -> int:
         """Write values (k,) for rising places (k,), int64, of the tensor `name`; returns the bytes that it took."""
@@ -284,8 +283,7 @@ class SparseWriter:
         self._origins[name] = origin
         return packed.nbytes + values.numel() * values.element_size()
 
-    def close(self) -> tuple[str, ...]:
-        """Write the manifest; returns the files."""
+    def close(self) -> None:
+        """Write the manifest."""
         for key, text in SparseManifest(threshold=self._threshold, tensors=self._origins).metadata().items():
             self._writer.describe(key, text)
-        return (FILE,)

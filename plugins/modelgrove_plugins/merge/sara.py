@@ -16,7 +16,7 @@ from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.adapter_keys import key_of
 from modelgrove_hub.formats.adapter_writing import written_component
 from modelgrove_hub.formats.adapters import FLOATS
-from modelgrove_hub.formats.sara import Origin, SparseWriter, digest_of_weight
+from modelgrove_hub.formats.sara import FILE, Origin, SparseWriter, digest_of_weight
 from modelgrove_hub.formats.slots import parameters_of
 from modelgrove_hub.tables import ModelKind, Relation
 from modelgrove_plugins.merge.interference import rounded
@@ -61,7 +61,7 @@ class Sara:
             raise UsageError(f"{base.name} has no weights of modules, such as conv_in.weight")
         weights = (tensor.read() for tensor in base.tensors() if tensor.name in named)
         threshold = params.threshold or threshold_of(weights, params.share)
-        writer, rows = SparseWriter(context, threshold, {}), []
+        writer, rows = SparseWriter(context.writer(FILE, {"format": "pt"}), threshold), []
         chosen = [tensor for tensor in base.tensors() if tensor.dtype in FLOATS]
         for number, tensor in enumerate(chosen):
             context.progress(number / len(chosen), tensor.name)
@@ -69,8 +69,8 @@ class Sara:
         report = _report(model.name, base.name, threshold, rows)
         for warning in report["warnings"]:
             context.log(f"warning: {warning}")
-        files = writer.close()
-        return Result((Output(files, Relation.ADAPTER, name=f"{model.name}-sara", kind=ModelKind.ADAPTER),), report)
+        writer.close()
+        return Result((Output((FILE,), Relation.ADAPTER, name=f"{model.name}-sara", kind=ModelKind.ADAPTER),), report)
 
 
 def _pair(inputs: Any, *, based: bool) -> tuple[InputModel, InputModel]:

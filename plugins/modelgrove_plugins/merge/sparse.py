@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from modelgrove_hub.contracts import Context, Output, Result
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.adapter_writing import written_component
-from modelgrove_hub.formats.sara import Origin, SparseWriter
+from modelgrove_hub.formats.sara import FILE, Origin, SparseWriter
 from modelgrove_hub.tables import ModelKind, Relation
 from modelgrove_plugins.merge.alignment import Alignment, Site
 from modelgrove_plugins.merge.combining import Combined, combine
@@ -67,7 +67,7 @@ def join_sparse(
     if params.naming != "diffusers":
         raise UsageError(f"--naming {params.naming} has no names for single weights; with --rank the result is a LoRA")
     thresholds = [update.threshold for site in alignment.sites for update in (site.sparse or {}).values()]
-    writer = SparseWriter(context, max(thresholds), metadata)
+    writer = SparseWriter(context.writer(FILE, {"format": "pt", **metadata}), max(thresholds))
     tally, rows = _Tally(len(weights)), []
     for number, site in enumerate(alignment.sites):
         context.progress(number / len(alignment.sites), site.name)
@@ -87,7 +87,8 @@ def join_sparse(
         raise UsageError("nothing is left of the adapters: all changes are zero or cancel each other")
     report = {"warnings": list(alignment.warnings), "coverage": alignment.coverage(), "modules": rows}
     report |= tally.report([file.name for file in alignment.files], weights)
-    return Result((Output(writer.close(), Relation.MERGE, kind=ModelKind.ADAPTER),), report)
+    writer.close()
+    return Result((Output((FILE,), Relation.MERGE, kind=ModelKind.ADAPTER),), report)
 
 
 def _origin(alignment: Alignment, site: Site) -> Origin:

@@ -94,6 +94,14 @@ def test_rank_type_and_artist_override_the_population(base_folder, tmp_path):
     run("sheet", tmp_path / "grown.png", "--grown", tmp_path / "g", "--base", base_folder)
 
 
+def test_sparse_adapters_have_rates_of_their_own_and_no_rank(base_folder, tmp_path):
+    grown = ["grow", tmp_path / "g", "--concept", "crown", "--models", 1, "--steps", 1, 1, "--type", "sara"]
+    (row,) = json.loads(run(*grown, "--base", base_folder, "--json").stdout)
+    assert 1e-3 <= row["recipe"]["learning_rate"] <= 4e-3
+    with pytest.raises(UsageError, match="a sparse adapter has none"):
+        run(*grown, "--base", base_folder, "--rank", 4)
+
+
 def test_grow_trains_in_the_columns_of_a_basis(base_folder, tmp_path):
     listed = [{"base": "zoo", "seed": 9, "concepts": [{"concept": "crown", "start": 4, "rank": 2}]}]
     (tmp_path / "basis.json").write_text(json.dumps(listed))

@@ -7,8 +7,10 @@ from safetensors import safe_open
 
 from modelgrove_analyzers.zoo.grow import TRUTH, grow, read_loras, read_truth
 from modelgrove_analyzers.zoo.populations import Population
-from modelgrove_analyzers.zoo.recipes import Nuisance
-from modelgrove_hub.errors import NotFoundError
+from modelgrove_analyzers.zoo.recipes import Method, Nuisance
+from modelgrove_hub.errors import NotFoundError, UsageError
+from modelgrove_hub.formats.listing import list_model
+from modelgrove_hub.formats.recognise import recognise
 from modelgrove_hub.formats.shared_basis import BasisColumns, columns_from
 
 POPULATION = Population("test", 1, {"cat": 3, "violin": 2}, Nuisance(steps=(1, 3)))
@@ -64,6 +66,24 @@ def test_grown_loras_are_read_back(tiny, pictures, tmp_path):
     assert [lora.recipe.seed for lora in loras] == [row["recipe"]["seed"] for row in rows]
     assert all(torch.isfinite(up).all() and up.any() for lora in loras for _, up in lora.factors.values())
     assert len(read_loras(tmp_path, tiny, limit=2)) == 2
+
+
+def test_sparse_adapters_are_grown_and_told_but_have_no_factors(tiny, pictures, tmp_path):
+    population = Population("test", 1, {"cat": 2}, Nuisance(steps=(1, 2), method=Method.SARA), documented=0.5)
+    shares = []
+    rows = grow(population, tiny, pictures, tmp_path, lambda done, message: shares.append(done))
+    assert shares == sorted(shares)
+    for row in rows:
+        path = tmp_path / row["path"]
+        file = path / "sara.safetensors" if path.is_dir() else path
+        assert recognise(list_model(file)).adapter_type == "sara"
+        if path.is_dir():
+            card = (path / "README.md").read_text("utf-8")
+            assert "tags: [sara, text-to-image" in card
+            assert "LoRA" not in card
+            assert "Rank" not in card
+    with pytest.raises(UsageError, match="has no factors to read"):
+        read_loras(tmp_path, tiny, limit=1)
 
 
 def test_orthogonal_loras_differ_from_plain_ones_in_their_columns_alone(tiny, pictures, tmp_path):

@@ -18,16 +18,20 @@ _METHOD = "modelgrove.method"
 
 
 class MethodCommand(click.Command):
-    """A command for all plugins of one kind; `--method` picks one and brings its options."""
+    """A command for all plugins of one kind; `--method` picks one and brings its options.
 
-    def __init__(self, *args: Any, kind: str, default: str, **kwargs: Any) -> None:
+    With `only` it is for the one plugin `default`, and there is no `--method`.
+    """
+
+    def __init__(self, *args: Any, kind: str, default: str, only: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.kind, self.default = kind, default
-        self.params.append(click.Option(["--method"], default=default, show_default=True, help=f"Which {kind}."))
+        self.kind, self.default, self.only = kind, default, only
+        if not only:
+            self.params.append(click.Option(["--method"], default=default, show_default=True, help=f"Which {kind}."))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Find `--method` first, so that the parser knows the method's options."""
-        ctx.meta[_METHOD] = _peek(args) or self.default
+        ctx.meta[_METHOD] = (None if self.only else _peek(args)) or self.default
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:

@@ -26,6 +26,11 @@ _HINT_AFTER = 5.0
 def work_options(command: Command) -> Command:
     """`--wait`, `--local` and `--key`, as every command that makes a job has them."""
     command = click.option("--key", default=None, help="Idempotency key: the same key gives the same job.")(command)
+    return place_options(command)
+
+
+def place_options(command: Command) -> Command:
+    """`--wait` and `--local` alone, for commands whose `--key` is a mark's."""
     command = click.option("--local", is_flag=True, help="Run it here and now, without a worker.")(command)
     return click.option("--wait", is_flag=True, help="Wait for the worker and show its progress.")(command)
 

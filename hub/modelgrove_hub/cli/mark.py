@@ -1,0 +1,106 @@
+"""`modelgrove mark`, `verify` and `attack`: put a key's mark into weights, look for it, and try to take it away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from modelgrove_hub.cli.method import MethodCommand, chosen_plugin, given
+from modelgrove_hub.cli.output import json_option, say
+from modelgrove_hub.cli.work import do, open_hub, place_options, resolve, show_job
+
+if TYPE_CHECKING:
+    from modelgrove_hub.hub import Hub
+
+
+@click.command(cls=MethodCommand, kind="editor", default="weight-mark")
+@click.argument("model")
+@click.option("--key", required=True, metavar="NAME", help="Of a key that `modelgrove key new` made.")
+@click.option("--name", help="Name of the new model; default: made from MODEL.")
+@place_options
+@json_option
+def mark(
+    model: str, method: str, key: str, name: str | None, wait: bool, local: bool, as_json: bool, **values: Any
+) -> None:
+    """Write a copy of MODEL that holds the mark of a key."""
+    hub = open_hub()
+    params = given(chosen_plugin("editor", method).Params, values) | {"key": _commitment(hub, key)}
+    inputs = resolve(hub, [model])
+    job = do(hub, f"editor.{method}", params, inputs, target=name, wait=wait, local=local)
+    if not as_json and job.finished_at is not None:
+        _tell_mark(job.outputs.get("report", {}))
+    show_job(job, as_json=as_json)
+
+
+@click.command(cls=MethodCommand, kind="verifier", default="weight-mark")
+@click.argument("model")
+@click.option("--key", required=True, metavar="NAME", help="Of a key that `modelgrove key new` made.")
+@click.option("--reference", metavar="MODEL", help="The unmarked original, for copies that were re-ordered or merged.")
+@place_options
+@json_option
+def verify(
+    model: str, method: str, key: str, reference: str | None, wait: bool, local: bool, as_json: bool, **values: Any
+) -> None:
+    """Look for the mark of a key in MODEL: an exact test. Finding nothing is no evidence that nothing is there."""
+    hub = open_hub()
+    params = given(chosen_plugin("verifier", method).Params, values) | {"key": _commitment(hub, key)}
+    params |= {"reference": True} if reference else {}
+    inputs = resolve(hub, [model, *([reference] if reference else [])])
+    job = do(hub, f"verifier.{method}", params, inputs, wait=wait, local=local)
+    if not as_json and job.finished_at is not None:
+        _tell_verdict(job.outputs.get("report", {}))
+    else:
+        show_job(job, as_json=as_json)
+
+
+@click.command(cls=MethodCommand, kind="editor", default="attack", only=True)
+@click.argument("models", nargs=-1, required=True, metavar="MODEL...")
+@click.option("--key", metavar="NAME", help="overwrite: the key of the second mark.")
+@click.option("--name", help="Name of the new model; default: made from the first MODEL.")
+@place_options
+@json_option
+def attack(
+    models: tuple[str, ...], key: str | None, name: str | None, wait: bool, local: bool, as_json: bool, **values: Any
+) -> None:
+    """Write a copy of MODEL whose weights were attacked, to see which marks survive it."""
+    hub = open_hub()
+    params = given(chosen_plugin("editor", "attack").Params, values)
+    params |= {"key": _commitment(hub, key)} if key else {}
+    job = do(hub, "editor.attack", params, resolve(hub, models), target=name, wait=wait, local=local)
+    if not as_json and job.finished_at is not None:
+        report = job.outputs.get("report", {})
+        say(f"{report.get('attack')}: the weights moved by {report.get('change', 0):.2%} of their norm")
+    show_job(job, as_json=as_json)
+
+
+def _commitment(hub: Hub, name: str) -> str:
+    from modelgrove_hub.keys import find_key
+
+    with hub.reading() as session:
+        return find_key(session, name).id
+
+
+def _tell_mark(report: Mapping[str, Any]) -> None:
+    """What was changed, and what is read back, as far as the method reports it."""
+    if "relative" in report.get("change", {}):
+        say(f"{report['change']['matrices']} matrices changed by {report['change']['relative']:.2%} of their norm")
+    for name, read in report.get("read_back", {}).items():
+        say(f"{name}: {_bits(read)}, weakest bit at {read['weakest_bit']:.1f} σ")
+    fidelity = report.get("fidelity", {})
+    if "error" in fidelity:
+        say(f"error of the denoiser's output: {fidelity['error']:.2g} of its energy")
+
+
+def _tell_verdict(report: Mapping[str, Any]) -> None:
+    click.echo(report.get("decision", "no decision was reported"))
+    if "reading" in report:
+        say(f"{_bits(report['reading'])}: p = 10^{report['reading']['log10_p']:.1f}, "
+            f"over {report['hypotheses']:.3g} hypotheses 10^{report['log10_corrected_p']:.1f}")  # fmt: skip
+    if "claim" in report:
+        say(f"claim: {report['claim']}")
+
+
+def _bits(read: Mapping[str, Any]) -> str:
+    return f"{read['agreeing']} of {read['bits']} bits agree" + (", inverted" if read["inverted"] else "")

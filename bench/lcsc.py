@@ -49,7 +49,7 @@ EVALUATORS: Mapping[str, Mapping[str, int]] = {"denoising-loss": {}, "frechet": 
 """With their parameters: painting costs much."""
 SEARCHED, TESTED = 64, 41
 STATES, APART, BASE_STEPS = 8, 25, 400
-CANDIDATES = 200
+CANDIDATES = {"denoising-loss": 200, "frechet": 100}
 RATE, BATCH = 6e-3, 8
 FLAGS = Concept("flags", "flags", "flags", ())
 
@@ -202,7 +202,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def main(folder: Path, quick: bool, as_json: bool, chosen: tuple[str, ...], evaluators: tuple[str, ...]) -> None:
     """Search among saved states and compare with their averages."""
     pictures = PictureSet.load(ZOO)
-    sizes = (12, 8, 4) if quick else (CANDIDATES, SEARCHED, TESTED)
     rows = []
     for name in TRAININGS[:1] if quick else chosen or TRAININGS:
         if quick:
@@ -212,6 +211,7 @@ def main(folder: Path, quick: bool, as_json: bool, chosen: tuple[str, ...], eval
         else:
             training = base_training(folder / "base", pictures, BASE_STEPS, APART, STATES)
         for evaluator in evaluators or EVALUATORS:
+            sizes = (12, 8, 4) if quick else (CANDIDATES[evaluator], SEARCHED, TESTED)
             with TemporaryDirectory() as place:
                 found = measure(training, pictures, evaluator, *sizes, Path(place))
             rows += [{"training": name, **row} for row in found]

@@ -32,6 +32,8 @@ from modelgrove_plugins.merge.params import MergeParams
 
 TRAIL = "candidates.json"
 """Artefact: every candidate that was scored."""
+_OWN = frozenset({"pictures", "base", "seed"})
+"""Parameters that evaluators need to report on models, and which are decided here."""
 _BEST = 5
 _FEWEST = 4
 
@@ -58,6 +60,8 @@ class LcscParams(MergeParams):
     def _named(cls, scoring: tuple[str, ...]) -> tuple[str, ...]:
         if wrong := [one for one in scoring if not one.partition("=")[0].strip() or "=" not in one]:
             raise ValueError(f"{wrong[0]!r} is not NAME=VALUE, as in times=4")
+        if taken := [one for one in scoring if one.partition("=")[0] in _OWN]:
+            raise ValueError(f"{taken[0]!r} is an option of lcsc itself")
         return scoring
 
     @field_validator("weights", "blocks")

@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from modelgrove_hub.cli.merge import merge, recipe
+from modelgrove_hub.cli.merge import _tell, merge, recipe
 from modelgrove_hub.errors import UsageError
 from modelgrove_hub.registry.inputs import load_input
 from modelgrove_hub.registry.models import find_revision
@@ -133,3 +133,8 @@ def test_a_plan_writes_nothing_and_shows_the_pairs(hub, loras, run):
 def test_what_cannot_be_meant_is_refused(arguments, match, loras, run):
     with pytest.raises(UsageError, match=match):
         run(merge, *arguments, "--local")
+
+
+def test_what_a_method_notes_is_told(capsys):
+    _tell({"notes": ["the winner scores 1"], "warnings": ["it is close"]})
+    assert capsys.readouterr().err.splitlines() == ["the winner scores 1", "warning: it is close"]

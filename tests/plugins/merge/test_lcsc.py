@@ -301,6 +301,7 @@ def test_it_keeps_the_contract(checkpoints, pictures):
         ({"candidates": 8}, "allow more than 8"),
         ({"scoring": ["times"]}, "NAME=VALUE"),
         ({"scoring": ["time=4"]}, "no parameter 'time'"),
+        ({"scoring": ["seed=4"]}, "'seed=4' is an option of lcsc itself"),
         ({"evaluator": "copies"}, "cannot score a model in memory"),
         ({"evaluator": "nobody"}, r"analyzer\.nobody"),
     ],

@@ -11,22 +11,25 @@ not counted, as it imports and opens.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
 import click
 import torch
-from ingest import MODELGROVE, grow, run
+from ingest import grow
 from rich.console import Console
 from rich.table import Table
 from search import BASE, SAMPLE
 
+from modelgrove_hub.cli.root import modelgrove
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.pipeline import ingest
 from modelgrove_hub.search.embedding import embed_missing
@@ -46,8 +49,9 @@ def milliseconds(work: Callable[[], object]) -> float:
 def prepare(home: Path, quick: bool) -> Hub:
     """A hub with an expert; in quick runs the base is not asked for words, which changes what placing costs little."""
     fit = ["expert", "fit", "--tree", "zoo", "--local", *(["--no-ask"] if quick else [])]
-    for arguments in (["init"], ["ingest", str(BASE), str(SAMPLE)], fit):
-        run([*MODELGROVE, "--home", str(home), *arguments])
+    with redirect_stdout(io.StringIO()):
+        for arguments in (["init"], ["ingest", str(BASE), str(SAMPLE)], fit):
+            modelgrove.main(["--home", str(home), *arguments], standalone_mode=False)
     return Hub.open(Settings(home=home))
 
 

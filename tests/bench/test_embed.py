@@ -1,13 +1,9 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
-BENCH = Path(__file__).parents[2] / "bench/embed.py"
+from click.testing import CliRunner
 
 
-def test_the_quick_bench_times_every_step():
-    done = subprocess.run([sys.executable, str(BENCH), "--quick", "--json"], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
+def test_the_quick_bench_times_every_step(bench):
+    found = json.loads(CliRunner().invoke(bench.main, ["--quick", "--json"], catch_exceptions=False).stdout)
     assert found["loras"] == 5
     assert all(found[name] > 0 for name in ("ingest_ms", "embed_ms", "search_ms"))

@@ -1,20 +1,16 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from modelgrove_analyzers.zoo.cli import zoo
 
-BENCH = Path(__file__).parents[2] / "bench/recipes.py"
 ENCODER = "gram-ridge --no-ask"
 
 
-def run(*options):
-    command = [sys.executable, str(BENCH), "--quick", "--json", "--encoder", ENCODER, *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+def run(bench, *options):
+    arguments = ["--quick", "--json", "--encoder", ENCODER, *options]
+    done = CliRunner().invoke(bench.main, arguments, catch_exceptions=False)
     return {name: rows[0] for name, rows in json.loads(done.stdout)["encoders"][ENCODER].items()}
 
 
@@ -27,8 +23,8 @@ def grown(tmp_path):
     return tmp_path
 
 
-def test_other_recipes_are_measured_beside_the_one_that_was_learned(grown):
-    found = run("--also", str(grown / "loha"), "--also", str(grown / "dora"))
+def test_other_recipes_are_measured_beside_the_one_that_was_learned(bench, grown):
+    found = run(bench, "--also", str(grown / "loha"), "--also", str(grown / "dora"))
     assert [*found] == [
         "rank 4",
         "rank 2",
@@ -46,7 +42,7 @@ def test_other_recipes_are_measured_beside_the_one_that_was_learned(grown):
         assert abs(found[copies]["in_dist"] - found["rank 4"]["in_dist"]) <= 1 / 4
 
 
-def test_an_artist_is_left_out():
-    found = run("--artist-out", "noto")
+def test_an_artist_is_left_out(bench):
+    found = run(bench, "--artist-out", "noto")
     assert [*found] == ["others", "noto", "noto, others"]
     assert found["noto"]["train"] > 8

@@ -1,15 +1,19 @@
-"""What merging costs beside PEFT and beside copying a file: `python bench/merge.py [--quick] [--json]`.
+"""What merging costs beside others and beside copying a file: `python bench/merge.py [--quick] [--json] [--part NAME]`.
 
-Everything is read from files and written to files, each row in a process of its own; imports are not counted.
+Everything is read from files and written to files, each row in a process of its own; imports are not counted. Others
+are PEFT, mergekit (`mergekit-pytorch`) and sd-mecha, on the same files and interleaved with ours.
 
     adapters      8 LoRAs of rank 16 on 64 layers of 1280 × 1280, float32, become one: ours cut to rank 128, which holds
                   all of the sum, and PEFT's add_weighted_adapter on the same files. `error` is the distance of the
                   result from the exact sum (float64), as a share of it
     checkpoint    8 LoRAs of rank 16, float16, on the linear layers of SDXL's transformer blocks, baked into a UNet of
                   SDXL's shapes (2.57 billion parameters, fp16), beside a copy of that file's bytes
+    checkpoints   two fine-tunes of that UNet, fp16, become one: averaged, by the sum of their differences from it, and
+                  by TIES of those at a density of .2. `error` is the distance from float64 arithmetic as a share of
+                  what was changed, over every twentieth tensor
 
     cpu_s         CPU time of the process
-    x             the same over that of our exact sum (adapters), or of the copy (checkpoint)
+    x             the same over that of our exact sum (adapters), of the copy (checkpoint), or of ours (checkpoints)
     peak_mb       its largest memory; pages of mapped inputs count
 
 Targets: the exact merge in a fiftieth of PEFT's `svd`; a checkpoint in three times the CPU time of its copy, in less
@@ -24,42 +28,48 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
+import yaml
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from stream import QUICK, SDXL, write_checkpoint
-from torch import nn
+from stream import POOL, QUICK, SDXL, write_checkpoint
+from torch import Tensor, nn
 
 from modelgrove_hub.formats.adapters import Factors
 from modelgrove_hub.formats.updates import open_updates
 from modelgrove_hub.plugins import get_plugin
+from modelgrove_hub.store.writer import SafetensorsWriter
 from modelgrove_hub.testing import FolderModel, run_plugin
 
 COUNT, RANK, WIDTH, LAYERS, QUICK_LAYERS = 8, 16, 1280, 64, 4
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out")
 OURS = ("sum", "ties", "knots", "tsv", "iso-c", "orthogonal", "legacy-linear")
 PEERS = ("cat", "linear", "ties", "svd", "ties_svd")
+DENSITY = 0.2
+MIXES = ("average", "differences", "ties")
+SAMPLED = 20
 
 
-def timed(work: Callable[..., None], *arguments: Any) -> dict[str, float]:
-    """CPU seconds and peak memory of `work` in a process of its own."""
+def timed(
+    work: Callable[..., None], *arguments: Any, needs: tuple[str, ...] = ("diffusers", "peft")
+) -> dict[str, float]:
+    """CPU seconds and peak memory of `work` in a process of its own, after it has imported what it `needs`."""
     with get_context("spawn").Pool(1) as pool:
-        return pool.apply(_timed, (work, arguments))
+        return pool.apply(_timed, (work, arguments, needs))
 
 
-def _timed(work: Callable[..., None], arguments: tuple[Any, ...]) -> dict[str, float]:
-    import diffusers
-    import peft
-
-    assert diffusers.__version__
-    assert peft.__version__
+def _timed(work: Callable[..., None], arguments: tuple[Any, ...], needs: tuple[str, ...]) -> dict[str, float]:
+    for module in needs:
+        import_module(module)
     torch.linalg.svd(torch.eye(8))  # its library is loaded at the first use
     started, clock = time.process_time(), time.perf_counter()
     work(*arguments)
@@ -185,10 +195,8 @@ def bake(base: Path, folder: Path, count: int, job: Path) -> None:
 def checkpoint(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     base, loras = folder / "base.safetensors", folder / "loras"
     loras.mkdir()
-    for work, arguments in ((write_checkpoint, (base, config)), (write_checkpoint_adapters, (base, loras))):
-        process = get_context("spawn").Process(target=work, args=arguments)
-        process.start()
-        process.join()
+    _in_a_child(write_checkpoint, base, config)
+    _in_a_child(write_checkpoint_adapters, base, loras)
     rows = [{"what": "copy", **timed(copy, base, folder / "copy.safetensors")}]
     (folder / "copy.safetensors").unlink()
     for count in (1, COUNT):
@@ -197,6 +205,144 @@ def checkpoint(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     for row in rows:
         row["x"] = row["cpu_s"] / rows[0]["cpu_s"]
     return rows
+
+
+def write_fine_tune(base: Path, path: Path, seed: int) -> None:
+    """The base with differences of a tenth of its standard deviation, half of them the same for all seeds."""
+    drawn = [torch.randn(3 * POOL, generator=torch.Generator().manual_seed(number)) for number in (100, 100 + seed)]
+    pool = 0.0014 * (drawn[0] + drawn[1])
+    with safe_open(base, "pt") as source, SafetensorsWriter(path, {"format": "pt"}) as writer:
+        for number, name in enumerate(_names(source)):
+            tensor = source.get_tensor(name)
+            start = 7919 * number % POOL
+            moved = pool[start : start + tensor.numel()]
+            writer.add(name, (tensor.float() + moved.view_as(tensor)).half())
+
+
+def mix(files: list[Path], method: str, job: Path) -> None:
+    """Ours: the fine-tunes, then the base."""
+    known = {path.name: "0" * 64 for path in files}  # which a registry knows
+    models = [FolderModel(path, name=path.stem, hashes=known) for path in files]
+    if method == "average":
+        run_plugin(get_plugin("merger.sum")(), models[:-1], job, {})
+    elif method == "differences":
+        run_plugin(get_plugin("merger.sum")(), models, job, {"base": True, "weights": [0.5, 0.5]})
+    else:
+        run_plugin(get_plugin("merger.ties")(), models, job, {"base": True, "density": DENSITY})
+
+
+def mix_by_mergekit(files: list[Path], method: str, job: Path) -> None:
+    """mergekit-pytorch with its defaults: it computes in the dtype of the files."""
+    from mergekit.scripts.merge_raw_pytorch import main
+
+    names = {"average": "linear", "differences": "task_arithmetic", "ties": "ties"}
+    weight = 1.0 if method == "ties" else 0.5
+    recipe: dict[str, Any] = {
+        "merge_method": names[method],
+        "models": [{"model": str(path), "parameters": {"weight": weight}} for path in files[:-1]],
+    }
+    if method != "average":
+        recipe["base_model"] = str(files[-1])
+    if method == "ties":
+        recipe["parameters"] = {"density": DENSITY}
+    job.mkdir(parents=True)
+    (job / "recipe.yaml").write_text(yaml.safe_dump(recipe), "utf-8")
+    main.main([str(job / "recipe.yaml"), str(job / "out"), "--quiet"], standalone_mode=False)
+
+
+def mix_by_sd_mecha(files: list[Path], method: str, job: Path) -> None:
+    """sd-mecha with its defaults (float32 inside), in one thread; signs of TIES by mass, as the paper has them."""
+    import sd_mecha
+    from sd_mecha.extensions.builtin.merge_methods.linear import add_difference
+    from sd_mecha.extensions.model_configs import from_yaml, register
+
+    with safe_open(files[0], "pt") as source:
+        keys = {name: {"shape": source.get_slice(name).get_shape(), "dtype": "float16"} for name in source.keys()}  # noqa: SIM118  (a safe_open is no dictionary)
+    config = from_yaml(yaml.safe_dump({"identifier": f"bench-{method}", "components": {"unet": keys}}))
+    register(config)
+    first, second, base = (sd_mecha.model(path, config) for path in files)
+    updates = [sd_mecha.subtract(model, base) for model in (first, second)]
+    if method == "average":
+        recipe = sd_mecha.weighted_sum(first, second, alpha=0.5)
+    elif method == "differences":
+        recipe = add_difference(add_difference(base, updates[0], alpha=0.5), updates[1], alpha=0.5)
+    else:
+        recipe = add_difference(base, sd_mecha.ties_sum(*updates, k=DENSITY, vote_sgn=True))
+    (job / "out").mkdir(parents=True)
+    sd_mecha.merge(recipe, output=job / "out/model.safetensors", output_dtype=torch.float16, threads=0)
+
+
+MIXERS: Mapping[str, tuple[Callable[[list[Path], str, Path], None], tuple[str, ...]]] = {
+    "modelgrove": (mix, ("torch",)),
+    "mergekit": (mix_by_mergekit, ("mergekit.scripts.merge_raw_pytorch",)),
+    "sd-mecha": (mix_by_sd_mecha, ("sd_mecha",)),
+}
+
+
+def exact_mix(method: str, first: Tensor, second: Tensor, base: Tensor) -> Tensor:
+    """In float64, from the formula."""
+    if method != "ties":
+        return (first + second) / 2
+    updates = []
+    for model in (first, second):
+        update = model - base
+        magnitudes = update.abs().flatten()
+        floor = magnitudes.sort().values[update.numel() - max(1, int(DENSITY * update.numel()))]
+        updates.append(torch.where(update.abs() >= floor, update, 0.0))
+    sign = sum(updates).sign()
+    agreeing = [(update.sign() == sign) & (update != 0) for update in updates]
+    total = sum(update * agrees for update, agrees in zip(updates, agreeing, strict=True))
+    return base + total / sum(agrees.double() for agrees in agreeing).clamp_min(1)
+
+
+def error_of_mix(files: list[Path], method: str, job: Path) -> float:
+    """‖result − exact‖ / ‖exact − base‖ over every twentieth tensor."""
+    place = {}
+    for path in job.rglob("out/*.safetensors"):
+        with safe_open(path, "pt") as found:
+            place |= dict.fromkeys(_names(found), path)
+    away = total = 0.0
+    for name in sorted(place)[::SAMPLED]:
+        first, second, base, result = (_tensor(path, name) for path in (*files, place[name]))
+        exact = exact_mix(method, first, second, base)
+        away += float((result - exact).square().sum())
+        total += float((exact - base).square().sum())
+    return (away / total) ** 0.5
+
+
+def _names(file: Any) -> list[str]:
+    return list(file.keys())
+
+
+def _tensor(path: Path, name: str) -> Tensor:
+    with safe_open(path, "pt") as found:
+        return found.get_tensor(name).double()
+
+
+def checkpoints(folder: Path, config: dict[str, Any], methods: Sequence[str]) -> list[dict[str, Any]]:
+    files = [folder / f"{name}.safetensors" for name in ("one", "two", "base")]
+    _in_a_child(write_checkpoint, files[-1], config)
+    for seed, path in enumerate(files[:-1], 1):
+        _in_a_child(write_fine_tune, files[-1], path, seed)
+    rows: list[dict[str, Any]] = []
+    for method in methods:
+        own = len(rows)
+        for name, (work, needs) in MIXERS.items():
+            job = folder / f"{name}-{method}"
+            rows.append({"what": f"{name}, {method}", **timed(work, files, method, job, needs=needs)})
+            with get_context("spawn").Pool(1) as pool:
+                rows[-1]["error"] = pool.apply(error_of_mix, (files, method, job))
+            rows[-1]["x"] = rows[-1]["cpu_s"] / rows[own]["cpu_s"]
+            click.echo(json.dumps(rows[-1]), err=True)
+            shutil.rmtree(job)
+    return rows
+
+
+def _in_a_child(work: Callable[..., None], *arguments: Any) -> None:
+    """So that this process stays small: the peak memory of a child counts what its parent held."""
+    process = get_context("spawn").Process(target=work, args=arguments)
+    process.start()
+    process.join()
 
 
 def table(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -209,16 +355,27 @@ def table(title: str, rows: list[dict[str, Any]]) -> Table:
     return made
 
 
+PARTS = ("adapters", "checkpoint", "checkpoints")
+
+
 @click.command()
-@click.option("--quick", is_flag=True, help="Four layers, and a small UNet.")
+@click.option("--quick", is_flag=True, help="Four layers, and a small UNet, whose fine-tunes are merged by TIES alone.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def main(quick: bool, as_json: bool) -> None:
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this one; repeatable.")
+@click.option("--method", "methods", type=click.Choice(MIXES), multiple=True, help="Of checkpoints, so; repeatable.")
+def main(quick: bool, as_json: bool, parts: tuple[str, ...], methods: tuple[str, ...]) -> None:
     """Measure and print."""
+    config = QUICK if quick else SDXL
     found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        found["adapters"] = adapters(Path(folder), QUICK_LAYERS if quick else LAYERS)
-    with tempfile.TemporaryDirectory() as folder:
-        found["checkpoint"] = checkpoint(Path(folder), QUICK if quick else SDXL)
+    for part in parts or PARTS:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            if part == "adapters":
+                found[part] = adapters(folder, QUICK_LAYERS if quick else LAYERS)
+            elif part == "checkpoint":
+                found[part] = checkpoint(folder, config)
+            else:
+                found[part] = checkpoints(folder, config, methods or (("ties",) if quick else MIXES))
     if as_json:
         click.echo(json.dumps({"load": os.getloadavg()[0], **found}, indent=2))
         return

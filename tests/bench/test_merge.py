@@ -38,3 +38,34 @@ def test_a_bake_of_the_bench_s_files_runs(bench, tmp_path):
     (found,) = load_file(tmp_path / "job/out/base.safetensors").values()
     assert found.dtype == torch.float16
     assert float(found.abs().max()) > 0
+
+
+@pytest.fixture
+def files(bench, tmp_path, monkeypatch):
+    """A base of three tensors, and two fine-tunes of it: the fine-tunes first."""
+    import torch
+    from safetensors.torch import save_file
+
+    monkeypatch.setattr(bench, "POOL", 1 << 16)
+    monkeypatch.setattr(bench, "SAMPLED", 1)
+    shapes = {"conv_in.weight": (64, 4, 3, 3), "down_blocks.0.to_q.weight": (256, 320), "conv_in.bias": (64,)}
+    generator = torch.Generator().manual_seed(0)
+    tensors = {name: 0.02 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    files = [tmp_path / f"{name}.safetensors" for name in ("one", "two", "base")]
+    save_file({name: tensor.half() for name, tensor in tensors.items()}, files[-1], {"format": "pt"})
+    for seed, path in enumerate(files[:-1], 1):
+        bench.write_fine_tune(files[-1], path, seed)
+    return files
+
+
+@pytest.mark.parametrize("method", ["average", "differences", "ties"])
+@pytest.mark.parametrize("tool", ["modelgrove", "mergekit", "sd-mecha"])
+def test_all_merge_the_same_fine_tunes(bench, files, tool, method, tmp_path):
+    work, needs = bench.MIXERS[tool]
+    for name in needs:
+        pytest.importorskip(name)
+    work(files, method, tmp_path / "job")
+    error = bench.error_of_mix(files, method, tmp_path / "job")
+    # Rounding to float16 of weights ten times as large as what changed. Of differences between halves many are equal,
+    # and which of those at the threshold TIES keeps is free.
+    assert 0 < error < (0.1 if method == "ties" else 0.01)

@@ -142,6 +142,24 @@ class RevisionFile(SQLModel, table=True):
     manifest: str | None = Field(default=None, foreign_key="blob.sha256", index=True)
 
 
+class AttestationKind(StrEnum):
+    """What a document says of a revision: how it was made, or that someone answers for its bytes."""
+
+    PROVENANCE = "provenance"
+    SIGNATURE = "signature"
+
+
+class Attestation(SQLModel, table=True):
+    """A document about a revision, kept as a blob beside its files: no part of its digest."""
+
+    __tablename__: ClassVar[str] = "attestation"
+
+    revision_id: int = Field(foreign_key="revision.id", primary_key=True, ondelete="CASCADE")
+    kind: str = Field(primary_key=True)
+    sha256: str = Field(foreign_key="blob.sha256", primary_key=True, index=True)
+    created_at: datetime = Field(default_factory=now, sa_column=_time())
+
+
 class Sketch(SQLModel, table=True):
     """Which outputs a revision's weights move (`formats.outputs`): tells to which tree it belongs."""
 
@@ -301,7 +319,7 @@ class Token(SQLModel, table=True):
 
 
 class Event(SQLModel, table=True):
-    """The audit trail: appended, never changed."""
+    """The audit trail: a hash chain, appended by `registry.events.record` alone, never changed, never removed."""
 
     __tablename__: ClassVar[str] = "event"
 
@@ -310,3 +328,6 @@ class Event(SQLModel, table=True):
     action: str = Field(index=True)
     subject: str = Field(index=True)
     detail: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
+    previous: str = Field(index=True, unique=True, max_length=64)
+    """The hash of the event before it: unique, so the chain cannot fork."""
+    hash: str = Field(max_length=64)

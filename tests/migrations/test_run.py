@@ -16,14 +16,15 @@ from modelgrove_hub import tables
 from modelgrove_hub.errors import StorageError, UsageError
 from modelgrove_hub.registry import schema
 from modelgrove_hub.registry.database import connect, transaction
-from modelgrove_hub.tables import Blob, Edge, Event, Job, Model, Relation, Revision, RevisionFile
+from modelgrove_hub.registry.events import check_chain, record
+from modelgrove_hub.tables import Blob, Edge, Job, Model, Relation, Revision, RevisionFile
 from modelgrove_migrations import run
 
 # A migration that rewrites the table every other one points to: the hardest thing for SQLite.
 REWRITE = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0004", "0003", None, None
+revision, down_revision, branch_labels, depends_on = "0005", "0004", None, None
 
 def HOW():
     return "always" if op.get_bind().dialect.name == "sqlite" else "never"
@@ -118,12 +119,12 @@ def test_a_populated_database_keeps_every_row_through_an_upgrade_and_back(
 
     monkeypatch.setattr(run, "SCRIPTS", newer)
     run.upgrade(database_url)
-    assert run.current(database_url) == "0004"
+    assert run.current(database_url) == "0005"
     changed = _contents(database_url)
     assert [row[-1] for row in changed.pop("model")] == [0, 0]
     assert changed == {name: rows for name, rows in before.items() if name != "model"}
 
-    run.downgrade(database_url, "0003")
+    run.downgrade(database_url, "0004")
     assert _contents(database_url) == before
 
     monkeypatch.undo()
@@ -155,13 +156,43 @@ def test_adapters_keep_their_family_as_their_tree_and_nothing_else_is_told(datab
     assert _contents(database_url) == before
 
 
+def test_events_of_an_older_database_are_chained_in_their_order(database_url: str) -> None:
+    run.upgrade(database_url, "0003")
+    rows = [
+        (7, "2026-01-01 00:00:00.250000", "registered", "local/größe", '{"b": 1.5, "a": ["ü", null]}'),
+        (9, "2026-01-01 00:00:01", "removed", "local/base", "{}"),
+    ]
+    insert = "INSERT INTO event (id, at, action, subject, detail) VALUES "
+    zone = "" if database_url.startswith("sqlite") else "+02"
+    _execute(database_url, *(insert + str((row[0], row[1] + zone, *row[2:])) for row in rows))
+    before = _contents(database_url)
+    run.upgrade(database_url)
+
+    engine = connect(database_url)
+    with transaction(engine) as session:
+        record(session, "registered", "local/later")
+        chain = check_chain(session)
+        assert (chain.sound, chain.problem) == (3, "")
+        session.exec(text("UPDATE event SET subject = 'local/other' WHERE id = 9"))
+        assert check_chain(session).broken == "event 9 (removed local/other)"
+        session.exec(text("DELETE FROM event WHERE id = 10"))
+        session.exec(text("UPDATE event SET subject = 'local/base' WHERE id = 9"))
+    run.downgrade(database_url, "0003")
+    assert _contents(database_url) == before
+    with transaction(engine) as session:  # the older version takes ids from the database, and none twice
+        session.exec(
+            text("INSERT INTO event (at, action, subject, detail) SELECT at, action, subject, '{}' FROM event")
+        )
+    engine.dispose()
+
+
 def test_a_migration_that_fails_changes_nothing(
     database_url: str, newer: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run.upgrade(database_url)
     _populate(database_url)
     before = _contents(database_url)
-    script = newer / "versions" / "0004_rewrite.py"
+    script = newer / "versions" / "0005_rewrite.py"
     script.write_text(
         REWRITE.replace("def downgrade", '    op.execute("INSERT INTO nowhere VALUES (1)")\n\ndef downgrade')
     )
@@ -170,7 +201,7 @@ def test_a_migration_that_fails_changes_nothing(
     with pytest.raises(StorageError, match="nowhere"):
         run.upgrade(database_url)
 
-    assert run.current(database_url) == "0003"
+    assert run.current(database_url) == "0004"
     assert _contents(database_url) == before
 
 
@@ -179,7 +210,7 @@ def test_a_migration_that_loses_rows_others_point_to_is_rolled_back(
 ) -> None:
     run.upgrade(sqlite_url)
     _populate(sqlite_url)
-    script = newer / "versions" / "0004_rewrite.py"
+    script = newer / "versions" / "0005_rewrite.py"
     script.write_text(REWRITE.replace("def downgrade", '    op.execute("DELETE FROM model")\n\ndef downgrade'))
     monkeypatch.setattr(run, "SCRIPTS", newer)
 
@@ -200,7 +231,7 @@ def test_upgrade_backs_a_populated_sqlite_file_up_first(
     backup = run.upgrade(sqlite_url)
 
     assert backup is not None
-    assert ".0003." in backup.name
+    assert ".0004." in backup.name
     assert _contents(f"sqlite:///{backup}") == before
     assert run.upgrade(sqlite_url) is None  # and none when there is nothing to do
 
@@ -314,7 +345,7 @@ def newer(tmp_path: Path) -> Path:
     """The package's scripts as a newer version might ship them, with one migration more."""
     folder = tmp_path / "100% newer"  # Alembic's configuration gives "%" a meaning
     shutil.copytree(run.SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0004_rewrite.py").write_text(REWRITE)
+    (folder / "versions" / "0005_rewrite.py").write_text(REWRITE)
     return folder
 
 
@@ -330,7 +361,7 @@ def _populate(url: str) -> None:
         session.add(RevisionFile(revision_id=1, path="model.safetensors", sha256="a" * 64, manifest="b" * 64))
         session.add(Edge(child_id=2, parent_id=1, relation=Relation.ADAPTER))
         session.add(Job(id="1", plugin="compressor.rtn", idempotency_key="1", inputs=[1]))
-        session.add(Event(action="registered", subject="local/base"))
+        record(session, "registered", "local/base")
     engine.dispose()
 
 

@@ -18,6 +18,7 @@ from sqlmodel import Session, SQLModel, col, delete, select, update
 
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry.digest import digest_of
+from modelgrove_hub.registry.events import START, check_chain
 from modelgrove_hub.store.gc import find_leftovers, named, remove_leftovers
 from modelgrove_hub.store.shelves import StoredBlob
 from modelgrove_hub.tables import Blob, Edge, Embedding, Model, Report, Revision, RevisionFile, Sketch
@@ -51,14 +52,16 @@ class Finding:
     fix: Fix | None = field(default=None, compare=False, repr=False)
 
 
-def check(hub: Hub, *, full: bool = False) -> Iterator[Finding]:
+def check(hub: Hub, *, full: bool = False, head: str = START) -> Iterator[Finding]:
     """Compare rows, blob store and referenced files; with `full`, read and hash every byte.
+
+    `head` is a hash that the event log ended with earlier: it must still be in it.
 
     Raises:
         StorageError: the database or the store does not answer.
     """
     with hub.reading() as session:
-        findings = [*_dangling(session), *_broken_revisions(session)]
+        findings = [*_dangling(session), *_broken_revisions(session), *_broken_log(session, head)]
         blobs = {blob.sha256: blob for blob in session.exec(select(Blob))}
         users = _users(session)
     yield from findings
@@ -117,6 +120,13 @@ def _broken_revisions(session: Session) -> Iterator[Finding]:
             yield Finding(
                 "error", ref, "its files are not those it was made of", f"`modelgrove rm {ref}`, then ingest it again"
             )
+
+
+def _broken_log(session: Session, head: str) -> Iterator[Finding]:
+    chain = check_chain(session, head)
+    if chain.problem:
+        way_out = f"restore the database from a backup; the {chain.sound} events before it are sound"
+        yield Finding("error", chain.broken, chain.problem, way_out)
 
 
 def _users(session: Session) -> dict[str, str]:

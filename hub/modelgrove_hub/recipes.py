@@ -185,6 +185,8 @@ def _from_mergekit(fields: Mapping[str, Any], where: str) -> Recipe:
             raise UsageError("slerp of two models with one number t can be followed here, not a gradient of several")
         weights = [1.0 - share, share]
     _translate(found.merge_method, counterpart, parameters)
+    if len(used) < 2 and parameters.get("density", 1.0) != 1.0:
+        raise UsageError(f"mergekit's {found.merge_method} thins out a single model too, which is only weighted here")
     if counterpart.votes:
         if any(weight != weights[0] for weight in weights) or not weights[0]:
             raise UsageError(

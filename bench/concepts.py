@@ -111,7 +111,7 @@ class Network:
         """The weights with an adapter added while the context lasts."""
         kept = {}
         for name, update in (open_updates(model).targets if model else {}).items():
-            weight = self.layers[update.module].weight.data
+            weight = self.layers[update.module].get_parameter(update.parameter).data
             kept[name] = (weight, weight.clone())
             found = update.read()
             weight += (found.up @ found.down if isinstance(found, Factors) else found).reshape(weight.shape)

@@ -148,13 +148,11 @@ def unpack_places(
     Raises:
         ValueError: there are more or fewer, one is not below `size`, or they do not rise.
     """
-    if suffix == MASK:
-        bits = np.unpackbits(stored.astype(np.uint8, copy=False), bitorder="little")
-        places = np.flatnonzero(bits)
-    else:
-        places = stored.astype(np.int64)
-    if len(places) != count:
-        raise ValueError(f"marks {len(places)} places for {count} values")
+    bits = np.unpackbits(stored.astype(np.uint8, copy=False), bitorder="little") if suffix == MASK else None
+    marked = len(stored) if bits is None else np.count_nonzero(bits)
+    if marked != count:  # told before a list of them is made, which is eight times as large as the bits
+        raise ValueError(f"marks {marked} places for {count} values")
+    places = stored.astype(np.int64) if bits is None else np.flatnonzero(bits)
     if count and (places[0] < 0 or places[-1] >= size or bool((np.diff(places) <= 0).any())):
         raise ValueError(f"does not hold places that rise from 0 to {size - 1}")
     return places

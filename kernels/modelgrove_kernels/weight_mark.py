@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cache
@@ -34,7 +34,7 @@ from modelgrove_kernels.lowrank import LowRank, canonical, inner, stack, truncat
 POLARITIES = 2
 """An adapter of strength −1 shows every bit inverted, so both signs are looked at, and counted as two hypotheses."""
 _DOMAIN = b"modelgrove weight mark 1\0"
-_SWEEPS = 2000
+_SWEEPS = 500
 _REACHED = 1e-3
 """Of the margin: what rounding and a last step may leave undone."""
 _ROUNDS = 12
@@ -66,16 +66,7 @@ class MarkKey:
         return Carriers(left, right)
 
     def _signs(self, what: str, shape: tuple[int, ...], count: int, width: int) -> Tensor:
-        """(count, width) signs, float32: HMAC-SHA256 of what they are for, stretched by SHAKE-256.
-
-        Row i is the same for any count.
-        """
-        purpose = _DOMAIN + f"{what}\0{'x'.join(map(str, shape))}".encode()
-        stream = hashlib.shake_256(hmac.digest(self.secret, purpose, "sha256"))
-        stride = -(-width // 8)
-        packed = np.frombuffer(stream.digest(count * stride), np.uint8).reshape(count, stride)
-        bits = np.unpackbits(packed, axis=1, count=width)
-        return torch.from_numpy(bits).float().mul_(2).sub_(1)
+        return signs([self.secret], what, shape, count, width)[0]
 
 
 @dataclass(frozen=True)
@@ -121,6 +112,22 @@ class Carriers:
         rest = LowRank(outside - up @ (up.T @ outside), down.T)
         found = truncate(canonical(stack([update, inside, rest], [1.0, 1.0, 1.0])), update.rank).result.factors()
         return _padded(found, update.rank)
+
+
+def signs(secrets: Sequence[bytes], what: str, shape: tuple[int, ...], count: int, width: int) -> Tensor:
+    """(len(secrets), count, width) signs, float32: HMAC-SHA256 of what they are for, stretched by SHAKE-256.
+
+    Those of a secret are the same among any others, and row i is the same for any count.
+    """
+    purpose = _DOMAIN + f"{what}\0{'x'.join(map(str, shape))}".encode()
+    stride = -(-width // 8)
+    seeds = (hmac.digest(secret, purpose, "sha256") for secret in secrets)
+    stream = b"".join(hashlib.shake_256(seed).digest(count * stride) for seed in seeds)
+    packed = np.frombuffer(stream, np.uint8).reshape(len(secrets), count, stride)
+    found = np.unpackbits(packed, axis=2, count=width).astype(np.float32)
+    found *= 2
+    found -= 1
+    return torch.from_numpy(found)
 
 
 @dataclass
@@ -305,14 +312,16 @@ def dithered(values: Tensor, dtype: torch.dtype, generator: torch.Generator) -> 
 
     Rounding to nearest would undo most of a mark in bfloat16 weights, whose steps are larger than the mark.
     """
-    exact = values.float()
-    if torch.finfo(dtype).bits >= 32:
-        return values.to(dtype)
     facts = torch.finfo(dtype)
+    if facts.bits >= 32:
+        return values.to(dtype)
+    exact = values.float()
     _, exponent = torch.frexp(exact)
     step = torch.ldexp(torch.full_like(exact, facts.eps), exponent - 1).clamp_min(facts.smallest_normal * facts.eps)
-    noise = torch.rand(exact.shape, generator=generator) - 0.5
-    return (exact + noise * step).clamp(facts.min, facts.max).to(dtype)
+    steps = exact / step
+    below = steps.trunc()
+    further = torch.rand(exact.shape, generator=generator) < (steps - below).abs()
+    return ((below + further * steps.sign()) * step).clamp(facts.min, facts.max).to(dtype)
 
 
 def _spaces(update: LowRank) -> tuple[Tensor, Tensor]:
@@ -333,8 +342,3 @@ def _padded(update: LowRank, rank: int) -> LowRank:
 def smallest_margin(statistic: Tensor, message: Tensor) -> float:
     """min bᵢsᵢ: how far the weakest bit is from being read wrongly, in standard deviations of unmarked weights."""
     return float((statistic * message).min())
-
-
-def counts(keys: Iterable[MarkKey], weights: Mapping[str, Tensor | LowRank]) -> list[int]:
-    """For each key how many bits agree."""
-    return [Reading.of(statistic_of(key, weights).values(), key.message()).agreeing for key in keys]

@@ -27,7 +27,7 @@ from modelgrove_analyzers.zoo.base_folder import ZooBase
 from modelgrove_analyzers.zoo.loras import BETAS, EPSILON, Feed, learning_rate, measure
 from modelgrove_analyzers.zoo.pictures import PictureSet
 from modelgrove_analyzers.zoo.recipes import Recipe
-from modelgrove_hub.formats.sara import Origin, SparseWriter, digest_of_weight
+from modelgrove_hub.formats.sara import Origin, SparseWriter, origin_of
 from modelgrove_hub.search.text import token_states
 from modelgrove_hub.store.writer import SafetensorsWriter
 from modelgrove_kernels.sparse import Entries, threshold_of
@@ -83,11 +83,7 @@ def train_sara(
     with torch.no_grad():
         last = measure(base._replace(unet=_with(base, weights)), pictures, [recipe], states)
     changes = {name: (own, (weights[name] - origins[name]).flatten()[own]) for name, own in places.items() if len(own)}
-    described = {
-        name: Origin(shape=tuple(weight.shape), dtype="F32", sha256=digest_of_weight(weight, "F32"))
-        for name, weight in origins.items()
-        if name in changes
-    }
+    described = {name: origin_of(weight) for name, weight in origins.items() if name in changes}
     return Sara(recipe, threshold, changes, described, first[0], last[0])
 
 

@@ -23,7 +23,6 @@ from modelgrove_hub.errors import CorruptFileError, DataError, UsageError
 from modelgrove_hub.formats.adapter_keys import Key
 from modelgrove_hub.formats.adapters import FLOATS, AdapterFile, read_finite
 from modelgrove_hub.formats.slots import Slot, slot_name, slots_of
-from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.header import MAX_DIMENSIONS
 
 if TYPE_CHECKING:
@@ -47,15 +46,11 @@ class Origin(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     shape: tuple[PositiveInt, ...]
-    dtype: str
-    """As safetensors writes it."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    """Of its values in that dtype, little-endian, row by row."""
+    """Of its values as float32, little-endian, row by row: the dtype that they are stored in does not matter."""
 
     @model_validator(mode="after")
     def _bounded(self) -> Origin:
-        if self.dtype not in FLOATS:
-            raise ValueError(f"{self.dtype} is none of {', '.join(FLOATS)}")
         if not 1 <= len(self.shape) <= MAX_DIMENSIONS or self.size > MOST_ENTRIES:
             raise ValueError(f"shape {self.shape} is too large: at most {MOST_ENTRIES} weights are read")
         return self
@@ -232,18 +227,20 @@ def read_sparse(key: Key, parts: Mapping[str, LazyTensor], manifest: SparseManif
         )
 
 
-def digest_of_weight(weight: Tensor, dtype: str) -> str:
-    """sha256 of the values in `dtype`, row by row, little-endian."""
-    import torch
+def origin_of(weight: Tensor) -> Origin:
+    """What is told of a tensor of the base."""
+    return Origin(shape=tuple(weight.shape), sha256=_digest(weight))
 
-    stored = weight.to(getattr(torch, str(DTYPES[dtype].torch))).contiguous()
-    return hashlib.sha256(stored.view(-1).view(torch.uint8).numpy().data).hexdigest()
+
+def _digest(weight: Tensor) -> str:
+    values = weight.float().contiguous().numpy().astype("<f4", copy=False)
+    return hashlib.sha256(values.data).hexdigest()
 
 
 def check_base(file: AdapterFile[object], base: InputModel) -> None:
     """See that sparse updates go to the weights that they were made for; other updates are not looked at.
 
-    The base may have other names and files, and a wider dtype if its values are the same.
+    The base may have other names, files and dtypes if its values are the same.
 
     Raises:
         UsageError: it lacks tensors, or has other values in them; the first of them are named.
@@ -262,7 +259,7 @@ def check_base(file: AdapterFile[object], base: InputModel) -> None:
 def _is_origin(slot: Slot | None, origin: Origin) -> bool:
     if slot is None or slot.shape != origin.matrix:
         return False
-    return digest_of_weight(slot.part_of(slot.tensor.read()), origin.dtype) == origin.sha256
+    return _digest(slot.part_of(slot.tensor.read())) == origin.sha256
 
 
 class SparseWriter:

@@ -16,7 +16,7 @@ from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.adapter_keys import key_of
 from modelgrove_hub.formats.adapter_writing import written_component
 from modelgrove_hub.formats.adapters import FLOATS
-from modelgrove_hub.formats.sara import FILE, Origin, SparseWriter, digest_of_weight
+from modelgrove_hub.formats.sara import FILE, SparseWriter, origin_of
 from modelgrove_hub.formats.slots import parameters_of
 from modelgrove_hub.tables import ModelKind, Relation
 from modelgrove_plugins.merge.interference import rounded
@@ -113,8 +113,7 @@ def _extract(
     values = change[places].to(stored.dtype)
     if not bool(values.isfinite().all()):
         raise DataError(f"tensor {tensor.name} changes by more than {tensor.dtype} holds")
-    origin = Origin(shape=tensor.shape, dtype=tensor.dtype, sha256=digest_of_weight(stored, tensor.dtype))
-    taken = writer.add(name, places, values, origin)
+    taken = writer.add(name, places, values, origin_of(stored))
     return row | {"inside": float(change[places].square().sum()), "changed": len(places), "bytes": taken}
 
 

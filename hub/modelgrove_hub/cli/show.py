@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelgrove_hub.cli.output import human_size, json_option, print_facts, print_json
+from modelgrove_hub.cli.output import human_size, json_option, print_facts, print_json, say
 from modelgrove_hub.cli.work import open_hub
 
 if TYPE_CHECKING:
+    from modelgrove_hub.hub import Hub
     from modelgrove_hub.tables import Model
 
 _CARD_LINES = 12
@@ -19,12 +20,17 @@ _TARGETS = 8
 
 @click.command()
 @click.argument("model")
+@click.option(
+    "--provenance", is_flag=True, help="Print only the in-toto statements of the jobs that made it, one a line."
+)
 @json_option
-def show(model: str, as_json: bool) -> None:
+def show(model: str, provenance: bool, as_json: bool) -> None:
     """Show what MODEL is, why we think so, its files and its family."""
+    from modelgrove_hub.registry.attestations import attestations_of
     from modelgrove_hub.registry.lineage import children, parents
     from modelgrove_hub.registry.models import files_of, find, find_revision
     from modelgrove_hub.search.query import looks_like
+    from modelgrove_hub.tables import AttestationKind
 
     hub = open_hub()
     with hub.reading() as session:
@@ -32,6 +38,10 @@ def show(model: str, as_json: bool) -> None:
         files = files_of(session, revision)
         up = [link.describe() for link in parents(session, revision)]
         down = [link.describe() for link in children(session, revision)]
+        attested = {str(kind): attestations_of(session, revision, kind) for kind in AttestationKind}
+    if provenance:
+        _print_documents(hub, attested[AttestationKind.PROVENANCE])
+        return
     looks = looks_like(hub, revision.id)
     facts = {
         **row.model_dump(),
@@ -40,6 +50,7 @@ def show(model: str, as_json: bool) -> None:
         "files": files,
         "parents": up,
         "children": down,
+        "attestations": attested,
     }
     if as_json:
         print_json(facts)
@@ -62,6 +73,7 @@ def show(model: str, as_json: bool) -> None:
             ("revision", revision.digest[:12]),
             ("parents", up),
             ("children", down),
+            *((kind, [sha256[:12] for sha256 in found]) for kind, found in attested.items()),
             *(("" if number else "why", reason) for number, reason in enumerate(summary.get("reasons", []))),
         ]
     )
@@ -72,6 +84,14 @@ def show(model: str, as_json: bool) -> None:
         click.echo("\n" + "\n".join(lines[:_CARD_LINES]))
         if len(lines) > _CARD_LINES:
             click.echo(f"… {len(lines) - _CARD_LINES} more lines of its card: modelgrove show {row.name} --json")
+
+
+def _print_documents(hub: Hub, found: list[str]) -> None:
+    for sha256 in found:
+        with hub.store.open(sha256) as file:
+            click.echo(file.read())
+    if not found:
+        say("No job of this hub made it.")
 
 
 def _tree(model: Model) -> str:

@@ -14,9 +14,13 @@ from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.discover import Found
 from modelgrove_hub.ingest.prepare import prepare
 from modelgrove_hub.ingest.register import Stored, register, store
+from modelgrove_hub.jobs.statement import make_statement, materials
+from modelgrove_hub.plugins import find_plugin
+from modelgrove_hub.registry.attestations import attest
+from modelgrove_hub.registry.blobs import name_blobs
 from modelgrove_hub.registry.lineage import add_edge
 from modelgrove_hub.registry.names import clean_name, free_name
-from modelgrove_hub.tables import Job, Model, Revision
+from modelgrove_hub.tables import AttestationKind, Blob, Job, Model, Revision
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,23 @@ class StoredOutput:
 
     output: Output
     stored: Stored
+    provenance: Blob
+    """The statement of where it comes from."""
 
 
 def store_outputs(hub: Hub, job: Job, result: Result, folder: Path) -> list[StoredOutput]:
-    """Hash, recognise and store every output of `result` under `folder`. Slow; no transaction is open.
+    """Hash, recognise and store every output of `result` under `folder`, and state where it comes from.
+
+    Slow; no transaction is open.
 
     Raises:
         PluginError: an output names a file that was not written, or holds NaN or infinite values.
         DataError: an output is not a valid model file.
     """
     stored = []
+    plugin = find_plugin(job.plugin, hub.settings)
+    with hub.reading() as session:
+        read = materials(session, job)
     for output in result.outputs:
         prepared = prepare(_found(job, output, folder))
         if names := prepared.not_finite:
@@ -42,7 +53,9 @@ def store_outputs(hub: Hub, job: Job, result: Result, folder: Path) -> list[Stor
                 f"plugin {job.plugin!r} wrote NaN or infinite values into {len(names)} tensors, first {names[0]!a}: "
                 "nothing was registered; check its inputs with `modelgrove show`"
             )
-        stored.append(StoredOutput(output, store(hub, prepared, "hardlink")))
+        kept = store(hub, prepared, "hardlink")
+        statement = hub.store.put_bytes(make_statement(job, plugin, read, kept.files))
+        stored.append(StoredOutput(output, kept, Blob(sha256=statement.sha256, size=statement.size)))
     return stored
 
 
@@ -61,6 +74,8 @@ def register_outputs(session: Session, job: Job, outputs: Sequence[StoredOutput]
         for source in inputs:
             evidence = {"job": job.id, "plugin": job.plugin, "params": job.params}
             add_edge(session, revision, source, item.output.relation, inferred=False, evidence=evidence)
+        name_blobs(session, [item.provenance])
+        attest(session, model, revision, AttestationKind.PROVENANCE, item.provenance.sha256)
         names.append(model.name)
     return names
 

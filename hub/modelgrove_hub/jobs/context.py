@@ -28,6 +28,11 @@ _MESSAGE_LIMIT = 300
 _SEED_BYTES = 6  # recipes travel as JSON, where integers above 2**53 lose digits
 
 
+def seed_of(key: str) -> int:
+    """The seed of a job with this idempotency key."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:_SEED_BYTES], "big")
+
+
 class JobContext:
     """Implements `contracts.Context` for one attempt of a job; leaving the block closes all writers.
 
@@ -39,7 +44,7 @@ class JobContext:
         on_progress: Callable[[float, str], None] | None = None,
     ) -> None:  # fmt: skip
         self.inputs = inputs
-        self.seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:_SEED_BYTES], "big")
+        self.seed = seed_of(key)
         self.out, self.temp = folder / "out", folder / "temp"
         for place in (self.out, self.temp):
             place.mkdir(parents=True)

@@ -16,12 +16,14 @@ from typing import Any, NamedTuple
 from sqlalchemy import ForeignKey, func
 from sqlmodel import Session, SQLModel, col, delete, select, update
 
+from modelgrove_hub.errors import NotFoundError
 from modelgrove_hub.hub import Hub
+from modelgrove_hub.registry.attestations import Statement, statements, subjects_of
 from modelgrove_hub.registry.digest import digest_of
 from modelgrove_hub.registry.events import START, check_chain
 from modelgrove_hub.store.gc import find_leftovers, named, remove_leftovers
 from modelgrove_hub.store.shelves import StoredBlob
-from modelgrove_hub.tables import Blob, Edge, Embedding, Model, Report, Revision, RevisionFile, Sketch
+from modelgrove_hub.tables import Attestation, Blob, Edge, Embedding, Model, Report, Revision, RevisionFile, Sketch
 
 _DERIVED = (Edge, Embedding, Report, Sketch)
 """Rows that can be made again: where they point to nothing they may go."""
@@ -64,12 +66,15 @@ def check(hub: Hub, *, full: bool = False, head: str = START) -> Iterator[Findin
         findings = [*_dangling(session), *_broken_revisions(session), *_broken_log(session, head)]
         blobs = {blob.sha256: blob for blob in session.exec(select(Blob))}
         users = _users(session)
+        claims = list(statements(session))
     yield from findings
     stored = {blob.sha256: blob for blob in hub.store}
     for sha256, user in users.items():
         fault = _fault(hub, sha256, blobs.get(sha256), stored, full)
         if fault and _unchanged(hub, sha256, blobs.get(sha256)):
             yield Finding("warning" if fault.fix else "error", f"{user}, blob {sha256[:12]}", *fault)
+    for claim in claims:
+        yield from _broken_statement(hub, claim)
     for folder in find_leftovers(hub):
         yield Finding(
             "warning", str(folder), "was left by a job that died", "`modelgrove gc` removes it", _removal(folder)
@@ -132,12 +137,29 @@ def _broken_log(session: Session, head: str) -> Iterator[Finding]:
 def _users(session: Session) -> dict[str, str]:
     """Who names each blob, for people: one name a blob is enough."""
     users = dict.fromkeys(sorted(named(session)), "an expert or a job")
+    attested = select(Attestation, Model.name).join(Revision, col(Revision.id) == col(Attestation.revision_id))
+    for attestation, name in session.exec(attested.join(Model, col(Model.id) == col(Revision.model_id))):
+        users[attestation.sha256] = f"{name}: {attestation.kind}"
     query = select(RevisionFile, Model.name).join(Revision, col(Revision.id) == col(RevisionFile.revision_id))
     for file, name in session.exec(query.join(Model, col(Model.id) == col(Revision.model_id))):
         users[file.sha256] = f"{name}: {file.path}"
         if file.manifest:
             users[file.manifest] = f"{name}: manifest of {file.path}"
     return users
+
+
+def _broken_statement(hub: Hub, claim: Statement) -> Iterator[Finding]:
+    """Whether a statement of provenance speaks of the files that its revision has."""
+    try:
+        with hub.store.open(claim.sha256) as file:
+            problem = "" if subjects_of(file.read()) == claim.files else "speaks of other files than its revision has"
+    except NotFoundError:
+        return  # told as a missing blob
+    except ValueError as error:
+        problem = f"cannot be read: {error}"
+    if problem:
+        way_out = "restore the database and the blob store from a backup, or run the job again"
+        yield Finding("error", f"{claim.model}: provenance {claim.sha256[:12]}", problem, way_out)
 
 
 # ---- files ----------------------------------------------------------------------------------

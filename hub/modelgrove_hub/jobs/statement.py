@@ -1,0 +1,115 @@
+"""Where a job's output comes from, as an in-toto statement v1 with the SLSA provenance v1 predicate (docs/trust.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlmodel import Session, select
+
+from modelgrove_hub.jobs.context import seed_of
+from modelgrove_hub.plugins import PluginState
+from modelgrove_hub.registry.digest import digest_of
+from modelgrove_hub.tables import Job, Model, Revision, RevisionFile, now
+
+STATEMENT = "https://in-toto.io/Statement/v1"
+PREDICATE = "https://slsa.dev/provenance/v1"
+BUILD = "modelgrove:job/v1"
+"""The kind of build that docs/trust.md describes: a job of a plugin."""
+_VERSIONS = ("modelgrove", "torch", "numpy", "diffusers")
+
+
+class Material(NamedTuple):
+    """A file that the job read."""
+
+    model: str
+    revision: str
+    path: str
+    sha256: str
+
+
+def materials(session: Session, job: Job) -> list[Material]:
+    """Every file of the job's inputs, in their order."""
+    found = []
+    for number in job.inputs:
+        revision = session.get(Revision, number)
+        model = session.get(Model, revision.model_id) if revision else None
+        if revision is not None and model is not None:
+            files = select(RevisionFile).where(RevisionFile.revision_id == number).order_by(RevisionFile.path)
+            found += [Material(model.name, revision.digest, file.path, file.sha256) for file in session.exec(files)]
+    return found
+
+
+def make_statement(job: Job, plugin: PluginState, read: Sequence[Material], files: Mapping[str, str]) -> bytes:
+    """The statement about `files` (path in the model → sha256) that the job, which still runs, has written.
+
+    The parameters are those of the job's row: what a plugin declares secret has never been in it.
+    """
+    predicate = {
+        "buildDefinition": {
+            "buildType": BUILD,
+            "externalParameters": {"plugin": job.plugin, "params": job.params, "target": job.target},
+            "internalParameters": {"seed": seed_of(job.idempotency_key), "attempt": job.attempts},
+            "resolvedDependencies": [*map(_input, read), _code(plugin)],
+        },
+        "runDetails": {
+            "builder": {"id": f"modelgrove:worker/{job.owner}", "version": _versions()},
+            "metadata": {
+                "invocationId": job.id,
+                "startedOn": job.started_at.isoformat() if job.started_at else None,
+                "finishedOn": now().isoformat(),
+            },
+        },
+    }
+    subject = [{"name": path, "digest": {"sha256": files[path]}} for path in sorted(files)]
+    statement = {"_type": STATEMENT, "subject": subject, "predicateType": PREDICATE, "predicate": predicate}
+    return json.dumps(statement, sort_keys=True).encode()
+
+
+def _input(material: Material) -> dict[str, Any]:
+    return {
+        "name": f"{material.model}/{material.path}",
+        "digest": {"sha256": material.sha256},
+        "annotations": {"model": material.model, "revision": material.revision},
+    }
+
+
+def _code(plugin: PluginState) -> dict[str, Any]:
+    """The distribution that the plugin is of, and the hash of the package that it is in."""
+    package = (plugin.plugin.__module__ if plugin.plugin else "").partition(".")[0]
+    known = _version(plugin.distribution)
+    sources = {"sources": digest} if (digest := _sources(package)) else {}
+    return {
+        "uri": f"pkg:pypi/{plugin.distribution}@{known}",
+        "annotations": {"distribution": plugin.distribution, "version": known, "package": package, **sources},
+    }
+
+
+@cache
+def _sources(package: str) -> str:
+    """`digest_of` the package's Python files as they are on disk; empty where it has none."""
+    module = sys.modules.get(package)
+    roots = [Path(root) for root in getattr(module, "__path__", ())]
+    found = {file.relative_to(root).as_posix(): file for root in roots for file in root.rglob("*.py")}
+    if not roots and (single := getattr(module, "__file__", None)):
+        found = {Path(single).name: Path(single)}
+    hashes = {path: hashlib.sha256(file.read_bytes()).hexdigest() for path, file in found.items()}
+    return digest_of(hashes) if hashes else ""
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"

@@ -20,7 +20,7 @@ from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.store.disk import open_regular
 
 CONFIG = "adapter_config.json"
-_UNDERSTOOD = ("LORA", "LOHA", "LOKR", "IA3")
+_UNDERSTOOD = ("LORA", "LOHA", "LOKR", "IA3", "ADALORA", "OFT", "BOFT")
 METADATA = "lora_adapter_metadata"
 MAX_CONFIG = 8 * 2**20
 
@@ -33,6 +33,19 @@ _MAX_PATTERNS = 64
 _MAX_PATH = 160
 _MAX_MATCHES = 50_000
 """Together these bound the time that a stranger's expressions may take; real files need 10,000 matches of 70."""
+
+
+class Rotation(BaseModel):
+    """The part of PEFT's configuration of an OFT that decides what its numbers mean."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    block_share: bool = False
+    coft: bool = False
+    eps: float = Field(6e-5, allow_inf_nan=False, gt=0)
+    use_cayley_neumann: bool = False
+    """PEFT knew no other way than the exact one before it wrote this."""
+    num_cayley_neumann_terms: int = Field(5, ge=1, le=64)
 
 
 class LoraConfig(BaseModel):
@@ -49,6 +62,9 @@ class LoraConfig(BaseModel):
     use_dora: bool = False
     init_lora_weights: bool | str | None = True
     base_model_name_or_path: str | None = None
+    init_r: PositiveInt = 12
+    """AdaLoRA's rank before it cut any; its factors stay scaled by it."""
+    rotation: Rotation | None = None
 
 
 class Scaling:
@@ -92,6 +108,21 @@ class Scaling:
             raise DataError(f"{self._where}: {module} has rank {rank}, but the configuration says {said:g}")
         strength = alphas.find(module, config.lora_alpha)
         return (strength or 0.0) / (math.sqrt(rank) if config.use_rslora else rank)
+
+    def adaptive(self, component: str) -> float | None:
+        """The scale of an AdaLoRA's product, as PEFT has it; None without its configuration."""
+        config = self._config(component)
+        if config is None or config.peft_type != "ADALORA":
+            return None
+        return (config.lora_alpha if config.lora_alpha > 0 else config.init_r) / (config.init_r + 1e-5)
+
+    def rotation(self, component: str) -> Rotation | None:
+        """How an OFT of PEFT rotates; None without its configuration."""
+        config = self._config(component)
+        return config.rotation if config else None
+
+    def _config(self, component: str) -> LoraConfig | None:
+        return self.configs.get(component, self.configs.get(""))
 
 
 class _Patterns:
@@ -186,6 +217,11 @@ def _of_components(fields: dict[str, Any], where: str) -> dict[str, LoraConfig]:
 
 
 def _config(fields: dict[str, Any], where: str) -> LoraConfig:
+    method = fields.get("peft_type")
+    if method in ("OFT", "BOFT"):  # their r and alpha are no LoRA's
+        fields = {name: fields.get(name) for name in ("peft_type", "base_model_name_or_path")} | {"rotation": fields}
+    elif method == "ADALORA":  # its patterns say which directions of init_r are left, as the tensors do
+        fields = {name: value for name, value in fields.items() if name not in ("r", "rank_pattern")}
     try:
         config = LoraConfig.model_validate(fields)
     except ValidationError as error:

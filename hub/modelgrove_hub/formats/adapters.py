@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from modelgrove_hub.contracts import InputModel, LazyTensor
 from modelgrove_hub.errors import DataError, UsageError
-from modelgrove_hub.formats.adapter_keys import Key, Role, foreign_method, parse_key
+from modelgrove_hub.formats.adapter_keys import DENOISERS, Key, Role, foreign_method, parse_key
 from modelgrove_hub.formats.adapter_scale import Scaling, read_scaling
 from modelgrove_hub.formats.naming import adapter_names
+from modelgrove_hub.formats.native_names import Piece, Surroundings, pieces
 from modelgrove_hub.store.tensors import all_finite
 
 if TYPE_CHECKING:
@@ -66,6 +67,10 @@ class Target:
     up: LazyTensor
     mid: LazyTensor | None = None
     """The Tucker core (rank, rank of `down`, *kernel) of a LoCon, between two convolutions of one pixel."""
+    diagonal: LazyTensor | None = None
+    """AdaLoRA's (rank, 1), between the factors."""
+    piece: Piece | None = None
+    """The rows of `up` that this module has, if its authors fuse it with others."""
     parameter: str = "weight"
     method: str = "lora"
     needs_weight: bool = False
@@ -82,8 +87,24 @@ class Target:
             down = core.movedim(1, -1) @ down.flatten(1)  # (rank, *kernel, in)
             down = down.movedim(-1, 1)
         down = down.reshape(self.rank, self.shape[1])
-        up = read_finite(self.up, self.scale).reshape(self.shape[0], self.rank)
+        if self.diagonal is not None:
+            down = down * read_finite(self.diagonal).reshape(self.rank, 1)
+        up = read_finite(self.up, self.scale).flatten(1)
+        if self.piece is not None:
+            up = self.piece.of(up)
         return Factors(self.module, self.component, self.kernel, down, up, self.restored)
+
+    def parted(self, around: Surroundings) -> tuple[Target, ...]:
+        """This under diffusers' names, where the denoiser's authors have other ones."""
+        if self.component not in DENOISERS:
+            return (self,)
+        return tuple(
+            replace(
+                self, module=piece.module, component="transformer", restored=True,
+                shape=(piece.stop - piece.start, self.shape[1]), piece=piece,
+            )
+            for piece in pieces(self.module, self.shape, around)
+        ) or (self,)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,17 +156,22 @@ def open_adapter(model: InputModel) -> AdapterFile[Target]:
     groups, unmatched = _group(tensors)
     scaling = read_scaling(model.files(), model.metadata(), model.name)
     scaling.require_plain()
-    targets = {
-        name: target_of(groups[name].key, {str(role): part for role, part in groups[name].parts.items()}, scaling)
-        for name in sorted(groups)
-    }
+    around = Surroundings.of(group.key.module for group in groups.values())
+    targets: dict[str, Target] = {}
+    for name in sorted(groups):
+        whole = target_of(groups[name].key, {str(role): part for role, part in groups[name].parts.items()}, scaling)
+        for target in whole.parted(around):
+            canonical = name if target is whole else target.module
+            if canonical in targets:
+                raise DataError(f"model {model.name} changes {canonical} twice, under two of its names")
+            targets[canonical] = target
     if not targets:
         names = ", ".join(tensor.name for tensor in tensors[:3])
         raise UsageError(f"model {model.name} holds no LoRA factors, only tensors such as {names or '(none)'}")
     factors = [tensor for target in targets.values() for tensor in (target.down, target.up)]
     return AdapterFile(
         name=model.name,
-        targets=targets,
+        targets={name: targets[name] for name in sorted(targets)},
         unmatched=tuple(unmatched),
         dtype=max((tensor.dtype for tensor in factors), key=FLOATS.index),
         base=declared_base(scaling, model),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, nan
 from typing import Any
 
@@ -105,7 +105,7 @@ def read_delta(
         return _read_marked(tensors)
     kinds = Counter(module.kind for module in modules)
     alphas = [scalars[name] for name in explained if name.endswith("alpha") and isfinite(scalars.get(name, nan))]
-    return Delta(
+    found = Delta(
         adapter_type=_adapter_type(kinds),
         modules=tuple(modules),
         bases=base_candidates(modules),
@@ -113,6 +113,18 @@ def read_delta(
         alphas=tuple(alphas or _declared_alphas(config, metadata)),
         reasons=tuple(_reasons(kinds, broken)),
     )
+    return _with_brought(found, tensors)
+
+
+def _with_brought(delta: Delta, tensors: Mapping[str, ListedTensor]) -> Delta:
+    """What the file is as a whole, if tensors beside a LoRA's factors say more."""
+    for brought in adapter_names().brought if delta.adapter_type in _ON_LORA else ():
+        beside = frozenset(name for name in tensors if brought.fits(name))
+        if beside:
+            reasons = (*delta.reasons, f"{min(beside)} beside them: {brought.reason}")
+            explained = delta.explained | beside
+            return replace(delta, adapter_type=brought.adapter_type, explained=explained, reasons=reasons)
+    return delta
 
 
 def _group(tensors: Mapping[str, ListedTensor]) -> dict[str, _Parts]:

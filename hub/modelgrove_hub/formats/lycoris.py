@@ -1,7 +1,7 @@
 """The methods beside LoRA: their parts → exact factors where those are small, else a matrix.
 
-LoHa (Hyeon-Woo et al., arXiv 2108.06098), LoKr, (IA)³, OFT (arXiv 2306.07280) and BOFT as LyCORIS writes them, DoRA
-(arXiv 2402.09353) as LyCORIS and PEFT do. Formulas that are more than a line are those of the package lycoris-lora.
+LoHa (Hyeon-Woo et al., arXiv 2108.06098), LoKr, GLoRA and (IA)³ as LyCORIS writes them, DoRA (arXiv 2402.09353) as
+LyCORIS and PEFT do. Formulas that are more than a line are those of the package lycoris-lora.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from modelgrove_hub.contracts import LazyTensor
-from modelgrove_hub.errors import DataError
+from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.adapter_keys import Key
 from modelgrove_hub.formats.adapter_scale import Scaling
 from modelgrove_hub.formats.adapters import FLOATS, Factors, check_factor, check_finite, read_alpha, read_finite
@@ -96,7 +96,7 @@ class Change:
         shape = (tensor.shape[0], prod(tensor.shape[1:]))
 
         def compute(weight: Tensor | None) -> Tensor:
-            return read_finite(tensor).flatten(1) - _fitting(weight, shape, tensor)
+            return read_finite(tensor).flatten(1) - fitting(weight, shape, tensor)
 
         return cls.of(key, "diff", shape, tensor.shape[2:], compute, needs_weight=True)
 
@@ -241,37 +241,51 @@ def _tucker_rows(core: Tensor, b: Tensor) -> Tensor:
     return torch.einsum("rs...,sq->rq...", core, b).flatten(1)
 
 
-def read_rotation(key: Key, parts: Parts, _: Scaling) -> Change:
-    """OFT and BOFT of LyCORIS: blocks (k, b, b), or (m, k, b, b) of butterfly stages, rotate the output side.
+def read_glora(key: Key, parts: Parts, scaling: Scaling) -> Change:
+    """GLoRA (Chavan et al., arXiv 2306.07967) as LyCORIS writes it: (W ×_in a1·a2 + b1·b2) · alpha / rank.
 
-    ΔW = (R − I) · W with R by Cayley's transform of the blocks' skew parts, bounded by the constraint `alpha` · out;
-    `rescale` then scales the rows.
+    a1 (in, r), a2 (r, in), b1 (out, r), b2 (r, in, *kernel); in older files the names of each pair
+    are the other way round.
 
     Raises:
-        DataError: there are no such blocks, or the weight is not of their size.
+        DataError: a part is missing, or the shapes are not those of a GLoRA.
+        UsageError: there is a Tucker core.
     """
-    blocks, rescale = parts.get("blocks"), parts.get("scale")
-    if blocks is None or len(blocks.shape) not in (3, 4) or blocks.shape[-1] != blocks.shape[-2]:
-        raise DataError(
-            f"module {key.module}: an OFT without oft_blocks of square matrices is not understood; "
-            "merge it into its base with the tool that wrote it"
+    if "mid" in parts:
+        raise UsageError(
+            f"tensor {parts['mid'].name} is a GLoRA's Tucker core, which is not understood: merge it into its base "
+            "with LyCORIS"
         )
-    check_factor(blocks)
-    out = blocks.shape[-3] * blocks.shape[-1]
-    constraint = read_alpha(parts["alpha"]) * out if "alpha" in parts else 0.0
-    butterfly = len(blocks.shape) == 4
-    tensor = blocks
+    if missing := [name for name in ("a1", "a2", "b1", "b2") if name not in parts]:
+        raise DataError(f"module {key.module} of a GLoRA lacks {', '.join(f'.{name}.weight' for name in missing)}")
+    pairs = [(parts["a1"], parts["a2"]), (parts["b1"], parts["b2"])]
+    for tensor in (*pairs[0], *pairs[1]):
+        check_factor(tensor)
+    if not _glora_fits(pairs):
+        pairs = [(second, first) for first, second in pairs]
+    if not _glora_fits(pairs):
+        shown = ", ".join(f"{name} {parts[name].shape}" for name in ("a1", "a2", "b1", "b2"))
+        raise DataError(f"module {key.module}: {shown} are not the shapes of a GLoRA's factors")
+    (a1, a2), (b1, b2) = pairs
+    (width, rank), out, kernel = a1.shape[:2], b1.shape[0], b2.shape[2:]
+    alpha = read_alpha(parts["alpha"]) if "alpha" in parts else None
+    scale = scaling.scale(key.component, key.module, rank, alpha)
+    shape = (out, width * prod(kernel))
 
     def compute(weight: Tensor | None) -> Tensor:
-        from lycoris.functional import boft, diag_oft
+        base = fitting(weight, shape, a1)
+        inputs, outputs = (read_finite(tensor).flatten(1) for tensor in (a1, b1))
+        turned = base.view(out, width, -1).transpose(1, 2) @ inputs @ read_finite(a2).flatten(1)
+        added: Tensor = turned.transpose(1, 2).reshape(shape) + outputs @ read_finite(b2).flatten(1)
+        return added * scale
 
-        base = _fitting(weight, (out, None), tensor)
-        scale = None if rescale is None else read_finite(rescale).reshape(out, 1)
-        method = boft if butterfly else diag_oft
-        found: Tensor = method.diff_weight(base, read_finite(tensor), scale, constraint=constraint, backend="torch")
-        return found
+    return Change.of(key, "glora", shape, kernel, compute, needs_weight=True)
 
-    return Change.of(key, "boft" if butterfly else "oft", None, (), compute, needs_weight=True)
+
+def _glora_fits(pairs: list[tuple[LazyTensor, LazyTensor]]) -> bool:
+    (a1, a2), (b1, b2) = ([tensor.shape for tensor in pair] for pair in pairs)
+    points = all(size == 1 for shape in (a1, a2, b1) for size in shape[2:])
+    return points and a1[1] == a2[0] == b1[1] == b2[0] and a1[0] == a2[1] == b2[1]
 
 
 def read_ia3(key: Key, parts: Parts, _: Scaling) -> Change:
@@ -291,8 +305,8 @@ def read_ia3(key: Key, parts: Parts, _: Scaling) -> Change:
     def compute(weight: Tensor | None) -> Tensor:
         change = read_finite(tensor).flatten() - (1.0 if factors else 0.0)
         if not on_input:
-            return _fitting(weight, (size, None), tensor) * change[:, None]
-        base = _fitting(weight, (None, None), tensor)
+            return fitting(weight, (size, None), tensor) * change[:, None]
+        base = fitting(weight, (None, None), tensor)
         if base.shape[1] % size:
             raise DataError(f"tensor {tensor.name} has {size} numbers, the base's weight {base.shape[1]} columns")
         return base * change.repeat_interleave(base.shape[1] // size)
@@ -317,7 +331,7 @@ def read_magnitude(update: Update, magnitude: LazyTensor) -> Change:
     def compute(weight: Tensor | None) -> Tensor:
         found = update.read(weight)
         added = found.up @ found.down if isinstance(found, Factors) else found
-        base = _fitting(weight, (added.shape[0], added.shape[1]), magnitude)
+        base = fitting(weight, (added.shape[0], added.shape[1]), magnitude)
         m = read_finite(magnitude).flatten()
         whole = base + added
         columns = whole.view(whole.shape[0], -1, kernel)
@@ -333,7 +347,7 @@ def read_magnitude(update: Update, magnitude: LazyTensor) -> Change:
     )  # fmt: skip
 
 
-def _fitting(weight: Tensor | None, shape: tuple[int | None, int | None], tensor: LazyTensor) -> Tensor:
+def fitting(weight: Tensor | None, shape: tuple[int | None, int | None], tensor: LazyTensor) -> Tensor:
     """The base's weight (out, in·kernel), float32, if it has the shape, as far as that is known."""
     found = () if weight is None else tuple(weight.shape)
     fits = len(found) == 2 and all(wanted in (None, size) for wanted, size in zip(shape, found, strict=True))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from functools import cache, cached_property
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from modelgrove_hub.formats.patterns import any_of
 
@@ -49,6 +49,13 @@ class Targets(_Strict):
     names: tuple[str, ...]
 
 
+class Spelling(_Strict):
+    """A regular expression of whole names, and what they are to be read as."""
+
+    expression: str = Field(alias="from")
+    to: str
+
+
 class Special(_Strict):
     """An adapter known by a pattern of its names alone."""
 
@@ -57,13 +64,27 @@ class Special(_Strict):
     reason: str
 
 
+class Brought(_Strict):
+    """A kind of file that is told from tensors that stand beside a LoRA's factors."""
+
+    adapter_type: str
+    patterns: tuple[str, ...]
+    reason: str
+
+    def fits(self, name: str) -> bool:
+        """Whether a tensor of this name is such a one."""
+        return any_of(self.patterns).fullmatch(name) is not None
+
+
 class AdapterNames(_Strict):
     """naming/adapters.toml."""
 
     kinds: tuple[AdapterKind, ...]
+    spellings: tuple[Spelling, ...]
     prefixes: tuple[Prefix, ...]
     targets: Targets
     special: tuple[Special, ...]
+    brought: tuple[Brought, ...]
     marks: dict[str, tuple[str, ...]]
     """Method → words between the dots of its tensors' names, for methods that are told and no more."""
 
@@ -72,6 +93,14 @@ class AdapterNames(_Strict):
         suffixes = {suffix for kind in self.kinds for suffix in (*kind.core, *kind.extra)}
         # The module is matched lazily, so that the longest suffix that fits is split off.
         return re.compile(f"(.+?)({'|'.join(map(re.escape, sorted(suffixes)))})")
+
+    @cached_property
+    def _spellings(self) -> tuple[tuple[re.Pattern[str], str], ...]:
+        return tuple((re.compile(spelling.expression), spelling.to) for spelling in self.spellings)
+
+    def _spelled(self, name: str) -> str:
+        found = ((expression.fullmatch(name), to) for expression, to in self._spellings)
+        return next((match.expand(to) for match, to in found if match), name)
 
     @cached_property
     def _core(self) -> tuple[str, ...]:
@@ -91,7 +120,7 @@ class AdapterNames(_Strict):
 
     def split(self, name: str) -> tuple[str, str] | None:
         """A tensor's name → (module, suffix), or None when it ends like no adapter's."""
-        match = self._suffix.fullmatch(name)
+        match = self._suffix.fullmatch(self._spelled(name))
         return (match[1], match[2]) if match else None
 
     def marked(self, name: str) -> tuple[str, str] | None:
@@ -102,7 +131,9 @@ class AdapterNames(_Strict):
     def prove_adapter(self, names: Iterable[str]) -> bool:
         """Whether any of the names is only an adapter's."""
         special = any_of(tuple(special.pattern for special in self.special))
-        return any(name.endswith(self._core) or special.fullmatch(name) or self.marked(name) for name in names)
+        return any(
+            self._spelled(name).endswith(self._core) or special.fullmatch(name) or self.marked(name) for name in names
+        )
 
     def target(self, module: str, *, flat: bool) -> str:
         """What the module does: "attn2.to_k", "conv1"."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from modelgrove_hub.contracts import InputModel, LazyTensor
 from modelgrove_hub.formats.adapter_keys import flat, module_of
 from modelgrove_hub.formats.adapters import full_key
 from modelgrove_hub.formats.naming import container_names
-from modelgrove_hub.formats.native_names import pieces
+from modelgrove_hub.formats.native_names import Surroundings, pieces, swap_halves
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,13 +35,23 @@ class Slot:
     tensor: LazyTensor
     rows: slice | None
     shape: tuple[int, int]
+    swapped: bool = False
+    """Its authors have the second half of these rows first."""
 
     def read(self) -> Tensor:
         """The values, float32, of `shape`."""
         return self.part_of(self.tensor.read().float()).reshape(self.shape)
 
     def part_of(self, values: Tensor) -> Tensor:
-        """The rows of this slot, a view of the whole tensor's values."""
+        """The rows of this slot: a view of the whole tensor's values, or a copy where halves are swapped."""
+        return swap_halves(self._rows(values)) if self.swapped else self._rows(values)
+
+    def put(self, part: Tensor, values: Tensor) -> None:
+        """Make a changed `part_of(values)` that of `values`; a view already is."""
+        if self.swapped:
+            self._rows(values).copy_(swap_halves(part).reshape(self._rows(values).shape))
+
+    def _rows(self, values: Tensor) -> Tensor:
         return values if self.rows is None else values[self.rows]
 
 
@@ -51,10 +61,13 @@ def slots_of(model: InputModel) -> Mapping[str, Slot]:
     Beside components that adapters know, the names in any other folder (controlnet/, vae/) begin with the folder's.
     """
     found: dict[str, Slot] = {}
-    for stem, parameter, tensor in parameters_of(model):
+    parameters = list(parameters_of(model))
+    around = Surroundings.of(_split(stem)[1] for stem, *_ in parameters)
+    widths = {stem: prod(tensor.shape[1:]) for stem, _, tensor in parameters if len(tensor.shape) > 1}
+    for stem, parameter, tensor in parameters:
         rows, columns = tensor.shape[0], prod(tensor.shape[1:])
         shape = (1, rows) if len(tensor.shape) == 1 else (rows, columns)
-        for name, slot in _slots(stem, tensor, shape):
+        for name, slot in _slots(stem, tensor, shape, replace(around, width=widths.get(stem))):
             found.setdefault(flat(name) + ("" if parameter == "weight" else f".{parameter}"), slot)
     return found
 
@@ -77,16 +90,16 @@ def parameters_of(model: InputModel) -> Iterator[tuple[str, str, LazyTensor]]:
             yield path.removesuffix(suffix) + (_FUSED if suffix.startswith(_FUSED) else ""), _PARAMETERS[suffix], tensor
 
 
-def _slots(stem: str, tensor: LazyTensor, shape: tuple[int, int]) -> list[tuple[str, Slot]]:
+def _slots(stem: str, tensor: LazyTensor, shape: tuple[int, int], around: Surroundings) -> list[tuple[str, Slot]]:
     """The module, in diffusers' pieces where its authors have another name for it, and as it is called."""
     component, module = _split(stem)
     slots = [(module_of(stem), Slot(tensor, None, shape))]
-    for piece in pieces(module, shape):
+    for piece in pieces(module, shape, around):
         size = piece.stop - piece.start
         part = (1, size) if shape[0] == 1 else (size, shape[1])
         whole = size == shape[1 if shape[0] == 1 else 0]
         rows = None if whole else slice(piece.start, piece.stop)
-        slots.append((module_of(component + piece.module), Slot(tensor, rows, part)))
+        slots.append((module_of(component + piece.module), Slot(tensor, rows, part, piece.swapped)))
     return slots
 
 

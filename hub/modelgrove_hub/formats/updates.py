@@ -1,8 +1,9 @@
 """What an adapter adds to each parameter of its base: exact factors or a matrix, whatever method and naming.
 
-LoRA and LoCon (with a Tucker core too), LoHa, LoKr, whole and sparse differences say it by themselves. DoRA, (IA)³,
-OFT and BOFT change the weights that are there, so what they add is known once the base's weight is given. Methods whose
-effect is no change of weights, because it depends on the timestep or on where a token comes from, are refused by name.
+LoRA and LoCon (with a Tucker core too), AdaLoRA, LoHa, LoKr, whole and sparse differences say it by themselves. DoRA,
+GLoRA, (IA)³, OFT and BOFT change the weights that are there, so what they add is known once the base's weight is given.
+Methods whose effect is no change of weights, because it depends on the timestep or on where a token comes from, are
+refused by name.
 """
 
 from __future__ import annotations
@@ -15,27 +16,38 @@ from typing import TYPE_CHECKING, Protocol
 from modelgrove_hub.contracts import InputModel, LazyTensor
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.formats.adapter_keys import Key, key_of
-from modelgrove_hub.formats.adapter_scale import Scaling, read_scaling
-from modelgrove_hub.formats.adapters import FLOATS, AdapterFile, Factors, Target, declared_base, full_key, target_of
+from modelgrove_hub.formats.adapter_scale import CONFIG, Scaling, read_scaling
+from modelgrove_hub.formats.adapters import (
+    FLOATS,
+    AdapterFile,
+    Factors,
+    Target,
+    check_factor,
+    declared_base,
+    full_key,
+    target_of,
+)
 from modelgrove_hub.formats.lycoris import (
     Change,
+    read_glora,
     read_hadamard,
     read_ia3,
     read_kronecker,
     read_magnitude,
-    read_rotation,
 )
 from modelgrove_hub.formats.naming import AdapterKind, adapter_names
-from modelgrove_hub.formats.native_names import pieces
+from modelgrove_hub.formats.native_names import Surroundings
+from modelgrove_hub.formats.parting import parted
 from modelgrove_hub.formats.patterns import any_of
-from modelgrove_hub.formats.sara import SparseChange, SparseManifest, read_manifest, read_sparse
+from modelgrove_hub.formats.rotations import read_butterfly, read_rotation
+from modelgrove_hub.formats.sara import SparseManifest, read_manifest, read_sparse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OURS = frozenset({"lora", "dora", "loha", "lokr", "oft", "ia3", "sara", "diff"})
+_OURS = frozenset({"lora", "dora", "adalora", "loha", "lokr", "glora", "oft", "boft", "ia3", "sara", "diff"})
 """Methods of naming/adapters.toml that are understood here."""
-_MARK = "dora"
+_MARK, _DIAGONAL = "dora", "adalora"
 _COMPANY = "diff"
 _SPARSE = "sara"
 _WHOLE = {".diff": "weight", ".diff_b": "bias", ".w_norm": "weight", ".b_norm": "bias"}
@@ -72,7 +84,7 @@ class Update(Protocol):
 
     @property
     def method(self) -> str:
-        """lora, loha, lokr, diff, dora, ia3, oft, sara."""
+        """lora, adalora, loha, lokr, diff, dora, glora, ia3, oft, boft, sara."""
 
     @property
     def needs_weight(self) -> bool:
@@ -86,55 +98,6 @@ class Update(Protocol):
         Raises:
             DataError: a value is not finite, or the weight does not fit.
         """
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The share of an update that belongs to one of several modules, which the base's authors fused into one."""
-
-    whole: Update
-    module: str
-    rows: slice
-    shape: tuple[int, int]
-    component: str = "transformer"
-    restored: bool = True
-    kernel: tuple[int, ...] = ()
-    needs_weight: bool = False
-
-    @property
-    def parameter(self) -> str:
-        """As of the whole."""
-        return self.whole.parameter
-
-    @property
-    def method(self) -> str:
-        """As of the whole."""
-        return self.whole.method
-
-    def read(self, weight: Tensor | None = None) -> Factors | Tensor:  # noqa: ARG002  (an `Update`)
-        """The factors with those rows of `up`, or the rows of the matrix."""
-        found = self.whole.read()
-        if isinstance(found, Factors):
-            return replace(found, module=self.module, component=self.component, up=found.up[self.rows], restored=True)
-        return found[:, self.rows] if self.shape[0] == 1 else found[self.rows]
-
-
-def _pieces(update: Update) -> Sequence[Update]:
-    """The update under diffusers' names, where its authors have other ones.
-
-    One that depends on the base's weight, or was made for it alone, stays whole: it fits a base in the same naming.
-    """
-    if update.needs_weight or update.shape is None or isinstance(update, SparseChange):
-        return (update,)
-    found = pieces(update.module, update.shape)
-    vector = update.shape[0] == 1
-    return [
-        Rows(
-            update, piece.module, slice(piece.start, piece.stop),
-            (1, piece.stop - piece.start) if vector else (piece.stop - piece.start, update.shape[1]),
-        )
-        for piece in found
-    ] or (update,)  # fmt: skip
 
 
 @dataclass
@@ -169,12 +132,16 @@ def open_updates(model: InputModel) -> AdapterFile[Update]:
     metadata = model.metadata()
     scaling = read_scaling(model.files(), metadata, model.name)
     sparse = read_manifest(metadata, f"model {model.name}")
+    around = Surroundings.of(group.key.module for group in groups.values())
     targets: dict[str, Update] = {}
     for group in groups.values():
         used: set[str] = set()
-        for update in _updates(model.name, group, scaling, sparse, used):
+        found = list(_updates(model.name, group, scaling, sparse, used))
+        widths = [update.shape[1] for update in found if update.parameter == "weight" and update.shape is not None]
+        beside = replace(around, width=widths[0] if widths else None)
+        for update in found:
             suffix = "" if update.parameter == "weight" else f".{update.parameter}"
-            for part in _pieces(update):
+            for part in parted(update, beside):
                 name = (group.key.target if part is update else part.module) + suffix
                 if name in targets:
                     raise DataError(
@@ -185,6 +152,7 @@ def open_updates(model: InputModel) -> AdapterFile[Update]:
     if not targets:
         names = ", ".join(tensor.name for tensor in tensors[:3])
         raise UsageError(f"model {model.name} holds no adapter, only tensors such as {names or '(none)'}")
+    _refuse_brought(model.name, unmatched)
     ours = [tensor for group in groups.values() for tensor in group.parts.values() if tensor.dtype in FLOATS]
     conventions = [group.key.convention for group in groups.values()]
     return AdapterFile(
@@ -240,6 +208,14 @@ def _refuse_special(model: str, tensor: str) -> None:
             raise UsageError(f"model {model}: {tensor} belongs to a {special.adapter_type} adapter: {special.reason}")
 
 
+def _refuse_brought(model: str, unmatched: Sequence[str]) -> None:
+    """What is no part of a LoRA may say that the file as a whole is something else."""
+    for brought in adapter_names().brought:
+        proof = next((name for name in unmatched if brought.fits(name)), None)
+        if proof is not None:
+            raise UsageError(f"model {model}: {proof} belongs to a {brought.adapter_type}: {brought.reason}")
+
+
 @cache
 def _suffixes() -> frozenset[str]:
     """Suffixes of methods, without the embeddings' factors, which are no change of a matrix product."""
@@ -256,7 +232,7 @@ def _updates(
         if kind.name not in _OURS:
             proof = next(tensor.name for suffix, tensor in group.parts.items() if suffix in kind.core)
             raise UsageError(f"model {model}: {proof} belongs to a {kind.name} adapter, which is not understood")
-    methods = [kind for kind in kinds if kind.name not in (_MARK, _COMPANY)]
+    methods = [kind for kind in kinds if kind.name not in (_MARK, _DIAGONAL, _COMPANY)]
     whole = [suffix for suffix in (".diff", _VALUE, ".w_norm") if suffix in group.parts]
     if len(methods) + len(whole) > 1:
         names = [kind.name for kind in methods] + whole
@@ -266,18 +242,47 @@ def _updates(
             used |= {*kind.core, *kind.extra}
             yield from read_sparse(group.key, group.parts, sparse)
             continue
+        if _emptied(group):
+            used.update(group.parts)
+            continue
         update = _READERS[kind.name](group.key, group.named(kind), scaling)
         if update is None:
             continue
         apart = ("bias", "scale") if kind.name == "lora" else ()
         used |= {suffix for suffix, part in {**kind.extra, **kind.core}.items() if part not in apart}
         if isinstance(update, Target):
+            update = _with_diagonal(model, update, group, scaling, used)
             yield from _biases(group, update.scale, used)
         if marks := [suffix for suffix in group.parts if suffix in _kind(_MARK).core]:
             update = read_magnitude(update, group.parts[marks[0]])
             used.update(marks[:1])
         yield update
     yield from _differences(group, used)
+
+
+def _emptied(group: _Group) -> bool:
+    """Whether AdaLoRA has cut all directions of the module, which then stays as it is."""
+    diagonal = group.named(_kind(_DIAGONAL)).get("diagonal")
+    return diagonal is not None and diagonal.shape[:1] == (0,)
+
+
+def _with_diagonal(model: str, update: Target, group: _Group, scaling: Scaling, used: set[str]) -> Target:
+    """An AdaLoRA's product is up · diag(E) · down (Zhang et al., arXiv 2303.10512, equation 3)."""
+    kind = _kind(_DIAGONAL)
+    diagonal = group.named(kind).get("diagonal")
+    if diagonal is None:
+        return update
+    scale = scaling.adaptive(update.component)
+    if scale is None:
+        raise UsageError(
+            f"model {model}: {diagonal.name} belongs to an AdaLoRA, and only its {CONFIG} says at what scale: "
+            "put it beside the file"
+        )
+    check_factor(diagonal)
+    if diagonal.shape != (update.rank, 1):
+        raise DataError(f"tensor {diagonal.name} {diagonal.shape} is no diagonal of rank {update.rank}")
+    used |= {*kind.core, *kind.extra}
+    return replace(update, diagonal=diagonal, scale=scale, method=_DIAGONAL)
 
 
 def _biases(group: _Group, scale: float, used: set[str]) -> Iterator[Update]:
@@ -310,7 +315,9 @@ _READERS: Mapping[str, Callable[[Key, Mapping[str, LazyTensor], Scaling], Update
     "lora": _lora,
     "loha": read_hadamard,
     "lokr": read_kronecker,
+    "glora": read_glora,
     "oft": read_rotation,
+    "boft": read_butterfly,
     "ia3": read_ia3,
 }
 

@@ -52,13 +52,14 @@ def bake(
         before = float(values.norm())
         added = 0.0
         for site, slot in sites:
-            part = slot.part_of(values).reshape(slot.shape)  # a view
+            part = slot.part_of(values).reshape(slot.shape)
             if method.rule is None:
                 added += _add_sum(site, part, params, weights)
             else:
                 combined = combine_site(method, params, alignment, site, weights, seed)
                 part += combined.frame.lift(combined.result)
                 added += float(combined.result.square().sum())
+            slot.put(part, values)
         written = values.reshape(stored.shape).to(stored.dtype)
         if not (added < float("inf") and all_finite(written)):
             raise DataError(f"tensor {tensor.name} would hold NaN or infinite values as {tensor.dtype}")

@@ -22,10 +22,8 @@ from modelgrove_hub.testing import FolderModel
 WIDTH = 32
 FLUX = 3072
 """FLUX.1's width, which diffusers' conversion of single blocks and of kohya's LoRAs takes for granted."""
-WITHOUT_ROWS = ("norm_out.linear", "norm_q", "norm_k", "norm_added")
-"""Swapped halves, and scales that no adapter has a name for."""
-SD3_WITHOUT = ("pos_embed.proj", "time_text_embed.", "blocks.2.norm1_context.linear")
-"""Names that other families share, and the last block's swapped halves."""
+UNNAMED = ("norm_q", "norm_k", "norm_added")
+"""Scales of norms, which no adapter has a name for."""
 
 
 def flux():
@@ -81,8 +79,8 @@ def written(folder, tensors):
 
 
 CONVERSIONS = {
-    "flux": (flux, convert_flux, (*WITHOUT_ROWS, "single_transformer_blocks")),
-    "sd3": (sd3, convert_sd3_transformer_checkpoint_to_diffusers, (*WITHOUT_ROWS, *SD3_WITHOUT)),
+    "flux": (flux, convert_flux, (*UNNAMED, "single_transformer_blocks")),
+    "sd3": (sd3, convert_sd3_transformer_checkpoint_to_diffusers, UNNAMED),
     "sd1": (unet, lambda found: convert_ldm_unet_checkpoint(found, {"layers_per_block": 2}), ()),
     "sdxl": (
         lambda: unet(levels=(1, 2, 4), depths=(0, 2, 3), labels=40, flat=True),
@@ -103,8 +101,7 @@ def test_slots_read_what_diffusers_converts(family, prefix, tmp_path):
     checked = 0
     for name, wanted in convert(dict(tensors)).items():
         module, _, parameter = name.rpartition(".")
-        bias_of_context = parameter == "bias" and "norm1_context" in module and family == "sd3"
-        if parameter not in ("weight", "bias") or bias_of_context or any(word in name for word in apart):
+        if parameter not in ("weight", "bias") or any(word in name for word in apart):
             continue
         slot = found[flat(module) + ("" if parameter == "weight" else ".bias")]
         assert torch.equal(slot.read(), wanted.reshape(slot.shape)), name

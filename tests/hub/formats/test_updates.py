@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from lycoris import LycorisNetwork, create_lycoris
-from peft import IA3Config, LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
+from peft import AdaLoraConfig, BOFTConfig, IA3Config, LoHaConfig, LoKrConfig, LoraConfig, OFTConfig, get_peft_model
 from safetensors.torch import save_file
 
 from modelgrove_hub.errors import DataError, UsageError
@@ -74,6 +74,15 @@ PEFT = {
     "lokr of two matrices": LoKrConfig(r=30, alpha=3, target_modules=["to_q"]),
     "lokr on convolutions": LoKrConfig(r=2, alpha=3, target_modules=["conv1"]),
     "lokr with a Tucker core": LoKrConfig(r=2, alpha=3, target_modules=["conv1"], use_effective_conv2d=True),
+    "adalora": AdaLoraConfig(init_r=5, lora_alpha=6, target_modules=["to_q", "to_k"], total_step=9),
+    "oft": OFTConfig(oft_block_size=4, target_modules=["to_q", "to_k"]),
+    "oft of three terms": OFTConfig(oft_block_size=4, target_modules=["to_q"], num_cayley_neumann_terms=3),
+    "oft of seven terms": OFTConfig(oft_block_size=4, target_modules=["to_q"], num_cayley_neumann_terms=7),
+    "oft on convolutions": OFTConfig(oft_block_size=6, target_modules=["conv1"], use_cayley_neumann=False),
+    "oft of shared blocks": OFTConfig(oft_block_size=8, target_modules=["to_k"], block_share=True),
+    "constrained oft": OFTConfig(oft_block_size=8, target_modules=["to_q"], coft=True, eps=0.3),
+    "boft": BOFTConfig(boft_block_size=4, target_modules=["to_q", "to_k"]),
+    "boft on convolutions": BOFTConfig(boft_block_size=4, target_modules=["conv1"]),
     "ia3": IA3Config(target_modules=["to_q", "ff.net.2"], feedforward_modules=["ff.net.2"]),
 }
 
@@ -111,6 +120,7 @@ LYCORIS = {
     "oft": {"algo": "diag-oft"},
     "oft with rescale": {"algo": "diag-oft", "rescaled": True, "constraint": 0.01},
     "boft": {"algo": "boft", "rescaled": True},
+    "glora": {"algo": "glora"},
     "ia3": {"algo": "ia3"},
     "full": {"algo": "full"},
 }
@@ -256,15 +266,60 @@ def test_what_flux_fuses_is_parted_as_diffusers_names_it(tmp_path):
         ({f"{STEM}.diff": torch.full((6, 5), float("inf"))}, DataError, "NaN or infinite"),
         ({f"{STEM}.diff": torch.ones(6, 5), f"{STEM}.lokr_w1": torch.ones(2, 2)}, DataError, "which one counts"),
         ({f"{STEM}.lokr_w1": torch.ones(2, 2)}, DataError, "neither w2 nor both"),
-        ({f"{STEM}.a1.weight": torch.ones(2, 2)}, UsageError, "glora"),
+        ({f"{STEM}.a1.weight": torch.ones(2, 2)}, DataError, r"GLoRA lacks \.a2\.weight"),
         ({f"{STEM}.lambda_layer": torch.ones(2)}, UsageError, "t-lora"),
         ({f"{STEM}.oft_r": torch.ones(2, 2)}, DataError, "oft_blocks"),
+        ({f"{MODULE}.oft_R.weight": torch.ones(2, 6)}, UsageError, r"oft_R\.weight .*adapter_config\.json"),
+        ({f"{MODULE}.boft_R": torch.ones(2, 2, 4, 4), f"{MODULE}.boft_s": torch.ones(6, 1)}, UsageError,
+         r"boft_R has 2 butterfly stages.*merge_and_unload"),
+        ({f"{MODULE}.boft_R": torch.ones(1, 2, 4, 4)}, DataError, "lacks boft_s"),
+        ({f"{MODULE}.lora_A": torch.ones(2, 5), f"{MODULE}.lora_B": torch.ones(6, 2),
+          f"{MODULE}.lora_E": torch.ones(2, 1)}, UsageError, r"lora_E belongs to an AdaLoRA.*adapter_config\.json"),
         ({"conv_in.weight": torch.ones(4, 4)}, UsageError, "holds no adapter"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_by_name(tmp_path, tensors, error, message):
     with pytest.raises(error, match=message):
         read(tmp_path, tensors)
+
+
+def test_what_adalora_has_cut_is_not_there_and_the_scale_stays(tmp_path):
+    config = AdaLoraConfig(init_r=4, lora_alpha=6, target_modules=["to_q"], total_step=9)
+    model = get_peft_model(make_unet(), config)
+    names = [name for name, _ in model.named_parameters() if "lora_E" in name]
+    kept = {name: [True, False, True, False] for name in names} | {names[0]: [False] * 4}
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)
+            if name in kept:
+                parameter *= torch.tensor(kept[name]).unsqueeze(1)
+    model.peft_config["default"].rank_pattern = {
+        name.removeprefix("base_model.model."): places for name, places in kept.items()
+    }
+    model.save_pretrained(tmp_path)
+    before, after = make_unet().state_dict(), model.merge_and_unload().state_dict()
+    found = open_updates(FolderModel(tmp_path))
+    changes = {name.removesuffix(".weight"): after[name].double() - before[name].double() for name in before}
+    assert_changes(found, {name: changes[name] for name in found.targets})
+    assert len(found.targets) == len(names) - 1
+    assert {update.read().rank for update in found.targets.values()} == {2}
+
+
+def test_older_gloras_have_the_names_of_each_pair_the_other_way_round(tmp_path):
+    torch.manual_seed(0)
+    parts = {"a1": (5, 2), "a2": (2, 5), "b1": (6, 2), "b2": (2, 5)}
+    tensors = {name: torch.randn(shape) for name, shape in parts.items()}
+    older = {"a1": tensors["a2"], "a2": tensors["a1"], "b1": tensors["b2"], "b2": tensors["b1"]}
+    weight = torch.randn(6, 5)
+    for group in (tensors, older):
+        file = {f"{STEM}.{name}.weight": tensor for name, tensor in group.items()} | {
+            f"{STEM}.alpha": torch.tensor(1.0)
+        }
+        found = opened(tmp_path, file).targets[MODULE].read(weight)
+        wanted = 0.5 * (weight @ tensors["a1"] @ tensors["a2"] + tensors["b1"] @ tensors["b2"])
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)  # the same sums of float32
 
 
 def test_a_small_file_cannot_make_a_huge_matrix(tmp_path):

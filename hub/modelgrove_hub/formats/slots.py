@@ -49,7 +49,8 @@ class Slot:
     def put(self, part: Tensor, values: Tensor) -> None:
         """Make a changed `part_of(values)` that of `values`; a view already is."""
         if self.swapped:
-            self._rows(values).copy_(swap_halves(part).reshape(self._rows(values).shape))
+            rows = self._rows(values)
+            rows.copy_(swap_halves(part.reshape(rows.shape)))
 
     def _rows(self, values: Tensor) -> Tensor:
         return values if self.rows is None else values[self.rows]

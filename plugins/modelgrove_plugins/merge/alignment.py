@@ -12,6 +12,7 @@ from modelgrove_hub.formats.adapters import AdapterFile, Factors
 from modelgrove_hub.formats.sara import SparseChange, check_base
 from modelgrove_hub.formats.slots import Slot, slot_name, slots_of
 from modelgrove_hub.formats.updates import Update, open_updates
+from modelgrove_plugins.merge.origins import check_origins
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,11 +121,13 @@ def align(models: Sequence[InputModel], base: InputModel | None = None) -> Align
     for place, file in enumerate(files):
         for name, target in file.targets.items():
             groups.setdefault(slot_name(name), {})[place] = target
+    origins = check_origins(models, base, groups)
     sites = sorted(
         (_site(targets, files, slots.get(name), known) for name, targets in groups.items()),
         key=lambda site: (site.component, site.name),
     )
-    return Alignment(files, tuple(sites), tuple(_warnings(files, sites, based=known is not None)), known is not None)
+    warnings = [*origins, *_warnings(files, sites, based=known is not None)]
+    return Alignment(files, tuple(sites), tuple(warnings), known is not None)
 
 
 def _some(model: InputModel | None) -> tuple[InputModel, ...]:

@@ -14,6 +14,7 @@ from modelgrove_hub.tables import Relation
 from modelgrove_hub.testing import FolderModel, run_plugin
 from modelgrove_plugins.merge.orthogonal import Orthogonal
 from modelgrove_plugins.merge.sum import Sum
+from modelgrove_plugins.merge.ties import Ties
 
 FILE = "unet/diffusion_pytorch_model.safetensors"
 QKV = "transformer_blocks.0.attn"
@@ -192,6 +193,44 @@ def test_adapters_of_fused_native_names_meet_split_ones(make, tmp_path):
         found = torch.cat([written[key] for key in tensors])
         assert torch.allclose(found, weights + 1.5 * up @ down, atol=1e-5)
         assert [row["in_base"] for row in result.report["coverage"]] == [3, 3]
+
+
+@pytest.mark.parametrize("plugin", [Sum, Ties])
+@pytest.mark.parametrize("naming", ["native", "diffusers"])
+def test_halves_that_diffusers_swaps_are_baked_where_the_base_has_them(naming, plugin, make, tmp_path):
+    """Flux's last modulation: a LoRA of either naming changes a base of either naming alike."""
+    generator = torch.Generator().manual_seed(0)
+    down, up, bias = (torch.randn(shape, generator=generator) for shape in ((2, 8), (16, 2), (16,)))
+    weight = torch.randn(16, 8, generator=generator)
+    if naming == "native":
+        stem, sides = "diffusion_model.final_layer.adaLN_modulation.1", up
+        beside = "diffusion_model.double_blocks.0.img_attn.proj"
+    else:
+        stem, sides, beside = "transformer.norm_out.linear", up.roll(8, 0), f"transformer.{QKV}.to_out.0"
+    tensors = {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": sides}
+    tensors |= {f"{stem}.diff_b": bias if naming == "native" else bias.roll(8, 0)}
+    tensors |= {f"{beside}.lora_A.weight": torch.zeros(2, 8), f"{beside}.lora_B.weight": torch.zeros(8, 2)}
+    model = make.write("last", tensors)
+    last = "final_layer.adaLN_modulation.1"
+    bases = {
+        "single": {f"{last}.weight": weight, f"{last}.bias": torch.ones(16)},
+        "folder": {"norm_out.linear.weight": weight.roll(8, 0), "norm_out.linear.bias": torch.ones(16)},
+    }
+    bases["single"]["double_blocks.0.img_attn.proj.weight"] = torch.ones(8, 8)
+    bases["folder"][f"{QKV}.to_out.0.weight"] = torch.ones(8, 8)
+    for name, stored in bases.items():
+        save_file(stored, tmp_path / f"{name}.safetensors")
+        base = FolderModel(tmp_path / f"{name}.safetensors", name=name)
+        folder = tmp_path / f"job-{name}"
+        params = {"base": True} | ({"space": "full", "density": 1.0} if plugin is Ties else {})
+        result = run_plugin(plugin(), [model, base], folder, params)
+        written = load_file(folder / f"out/{name}.safetensors")
+        found, shift = (written[key] for key in list(stored)[:2])
+        if name == "folder":
+            found, shift = found.roll(8, 0), shift.roll(8, 0)
+        torch.testing.assert_close(found, weight + up @ down, rtol=1e-5, atol=1e-5)  # float32, in another order
+        torch.testing.assert_close(shift, 1 + bias, rtol=0, atol=1e-6)
+        assert [row["in_base"] for row in result.report["coverage"]] == [3]
 
 
 def test_the_recipe_names_the_base(base, lora, tmp_path):

@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 $(INSTALLED): pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/modelgrove_kernels/csrc/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable '.[cpu,server,dev]'
+	$(PIP) --editable '.[cpu,server,sign,dev]'
 	$(PIP) --no-deps adaptive-terrain-diffusion fuzzywuzzy immutables mergekit sd-mecha
 	touch $@
 

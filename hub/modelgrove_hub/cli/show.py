@@ -38,7 +38,7 @@ def show(model: str, provenance: bool, as_json: bool) -> None:
         files = files_of(session, revision)
         up = [link.describe() for link in parents(session, revision)]
         down = [link.describe() for link in children(session, revision)]
-        attested = {str(kind): attestations_of(session, revision, kind) for kind in AttestationKind}
+        attested = {str(kind): attestations_of(session, revision.id or 0, kind) for kind in AttestationKind}
     if provenance:
         _print_documents(hub, attested[AttestationKind.PROVENANCE])
         return

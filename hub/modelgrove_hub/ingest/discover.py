@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modelgrove_hub.errors import DataError, ModelgroveError, NotFoundError
 from modelgrove_hub.formats.onnx import data_files
 from modelgrove_hub.formats.walking import MAX_DEPTH, files_below
+from modelgrove_hub.registry.attestations import SIGNATURE_FILE
 
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".gguf", ".onnx", ".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 FOLDER_MARKS = ("model_index.json", "adapter_config.json", "config.json")
@@ -36,6 +37,8 @@ class Found:
     """The folder that is ingested: links may lead anywhere inside it."""
     refused: str = ""
     """Why it is not even opened; empty for everything else."""
+    signature: Path | None = None
+    """A signature over the files that lies beside them: kept with the model, no part of it."""
 
 
 def discover(path: Path) -> Iterator[Found]:
@@ -109,8 +112,11 @@ def _look_into(folder: Path, top: Path, data: set[Path]) -> tuple[list[Found], l
     if _is_model_folder(folder, weights):
         parts = files_below(folder)
         refused = next((reason for path in parts.values() if (reason := _fault(path, top))), "")
-        return [*odd, Found(folder, parts, _name(folder, top), top, refused)], []
+        signature = parts.pop(SIGNATURE_FILE, None)
+        return [*odd, Found(folder, parts, _name(folder, top), top, refused, signature)], []
     alone = [_single(weight, _name(weight.with_suffix(""), top), top, _fault(weight, top)) for weight in weights]
+    if len(alone) == 1 and kinds.get(folder / SIGNATURE_FILE) == _FILE and not alone[0].refused:
+        alone = [replace(alone[0], signature=folder / SIGNATURE_FILE, refused=_fault(folder / SIGNATURE_FILE, top))]
     return [*odd, *alone], below
 
 

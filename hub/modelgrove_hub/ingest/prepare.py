@@ -14,6 +14,7 @@ from modelgrove_hub.formats.listing import list_model
 from modelgrove_hub.formats.outputs import Outputs, read_outputs
 from modelgrove_hub.formats.recognise import Recognition, recognise
 from modelgrove_hub.ingest.discover import Found
+from modelgrove_hub.registry.attestations import MAX_SIGNATURE_BYTES
 from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.manifest import FileScan, TensorRow, scan, scan_bytes
 
@@ -50,6 +51,8 @@ def prepare(found: Found) -> Prepared:
     """
     if found.refused:
         raise DataError(found.refused)
+    if found.signature is not None and found.signature.stat().st_size > MAX_SIGNATURE_BYTES:
+        raise DataError(f"{found.signature} is larger than {MAX_SIGNATURE_BYTES >> 20} MiB: no signature")
     mtimes = {path: file.stat().st_mtime_ns for path, file in found.files.items()}
     recognition = recognise(list_model(found.root, within=found.top))
     scans = {path: _scan(file) for path, file in found.files.items()}

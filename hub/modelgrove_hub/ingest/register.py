@@ -17,6 +17,7 @@ from modelgrove_hub.formats.outputs import Outputs
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
 from modelgrove_hub.ingest.prepare import Prepared
+from modelgrove_hub.registry.attestations import attest
 from modelgrove_hub.registry.blobs import name_blobs
 from modelgrove_hub.registry.events import record
 from modelgrove_hub.registry.lineage import add_edge
@@ -25,7 +26,7 @@ from modelgrove_hub.registry.names import clean_name, free_name
 from modelgrove_hub.registry.trees import place
 from modelgrove_hub.store.blobs import BlobStore
 from modelgrove_hub.store.manifest import FileScan, inventory_hash, values_hash, weights_hash
-from modelgrove_hub.tables import Blob, Model, ModelKind, Relation, Revision, RevisionFile, Sketch
+from modelgrove_hub.tables import AttestationKind, Blob, Model, ModelKind, Relation, Revision, RevisionFile, Sketch
 
 Mode = Literal["reference", "hardlink", "copy"]
 """What happens to the user's files: left in place, or also kept in the blob store."""
@@ -41,6 +42,8 @@ class Stored:
     manifests: Mapping[str, str]
     shelf: BlobStore
     """Where they are."""
+    signature: str | None = None
+    """sha256 of the signature that lay beside the files."""
 
 
 def store(hub: Hub, prepared: Prepared, mode: Mode) -> Stored:
@@ -68,7 +71,12 @@ def store(hub: Hub, prepared: Prepared, mode: Mode) -> Stored:
             manifests[path] = manifest.sha256
             blobs.append(Blob(sha256=manifest.sha256, size=manifest.size))
     files = {path: scan.sha256 for path, scan in prepared.scans.items()}
-    return Stored(prepared, tuple(blobs), files, manifests, hub.store)
+    signature = None
+    if prepared.found.signature is not None:
+        kept = hub.store.put(prepared.found.signature)
+        blobs.append(Blob(sha256=kept.sha256, size=kept.size))
+        signature = kept.sha256
+    return Stored(prepared, tuple(blobs), files, manifests, hub.store, signature)
 
 
 def register(
@@ -109,6 +117,8 @@ def register(
         _link_declared(session, model, revision)
         _keep_outputs(session, model, revision, prepared.outputs)
         place(session, stored.shelf, model, parent)
+    if stored.signature is not None:
+        attest(session, model, revision, AttestationKind.SIGNATURE, stored.signature)
     return model, revision, created
 
 

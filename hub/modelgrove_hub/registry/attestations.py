@@ -33,9 +33,9 @@ def attest(session: Session, model: Model, revision: Revision, kind: Attestation
         record(session, "attested", model.name, revision=revision.digest, kind=kind, sha256=sha256)
 
 
-def attestations_of(session: Session, revision: Revision, kind: AttestationKind) -> list[str]:
+def attestations_of(session: Session, revision_id: int, kind: AttestationKind) -> list[str]:
     """The sha256 of a revision's documents of that kind, newest first."""
-    query = select(Attestation.sha256).where(Attestation.revision_id == revision.id, Attestation.kind == kind)
+    query = select(Attestation.sha256).where(Attestation.revision_id == revision_id, Attestation.kind == kind)
     return list(session.exec(query.order_by(col(Attestation.created_at).desc(), col(Attestation.sha256))))
 
 

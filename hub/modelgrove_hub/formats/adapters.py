@@ -254,7 +254,10 @@ def target_of(key: Key, parts: Mapping[str, LazyTensor], scaling: Scaling) -> Ta
 def check_factor(tensor: LazyTensor) -> None:
     """Raise DataError unless the tensor can be a factor by dtype and shape."""
     if tensor.dtype not in FLOATS:
-        raise DataError(f"tensor {tensor.name} is {tensor.dtype}; a LoRA's factors are {', '.join(FLOATS)}")
+        raise DataError(
+            f"tensor {tensor.name} is {tensor.dtype}; a LoRA's factors are {', '.join(FLOATS)}: "
+            "convert it to one of these"
+        )
     if not 2 <= len(tensor.shape) <= 5:
         raise DataError(f"tensor {tensor.name} has shape {tensor.shape}; a LoRA's factor has two to five dimensions")
     if 0 in tensor.shape:

@@ -45,8 +45,6 @@ from modelgrove_hub.formats.sara import SparseManifest, read_manifest, read_spar
 if TYPE_CHECKING:
     from torch import Tensor
 
-_OURS = frozenset({"lora", "dora", "adalora", "loha", "lokr", "glora", "oft", "boft", "ia3", "sara", "diff"})
-"""Methods of naming/adapters.toml that are understood here."""
 _MARK, _DIAGONAL = "dora", "adalora"
 _COMPANY = "diff"
 _SPARSE = "sara"
@@ -202,7 +200,10 @@ def _grouped(name: str, tensors: Sequence[LazyTensor]) -> tuple[dict[str, _Group
 
 def _refuse_special(model: str, tensor: str) -> None:
     if marked := adapter_names().marked(tensor):
-        raise UsageError(f"model {model}: {tensor} belongs to a {marked[1]} adapter, which is not understood")
+        raise UsageError(
+            f"model {model}: {tensor} belongs to a {marked[1]} adapter, which is not understood: merge it into its "
+            "base with the tool that wrote it"
+        )
     for special in adapter_names().special:
         if any_of((special.pattern,)).fullmatch(tensor):
             raise UsageError(f"model {model}: {tensor} belongs to a {special.adapter_type} adapter: {special.reason}")
@@ -228,10 +229,6 @@ def _updates(
 ) -> Iterator[Update]:
     """The updates of one module's parameters; `used` gets the suffixes that they take into account."""
     kinds = [kind for kind in adapter_names().kinds if any(suffix in kind.core for suffix in group.parts)]
-    for kind in kinds:
-        if kind.name not in _OURS:
-            proof = next(tensor.name for suffix, tensor in group.parts.items() if suffix in kind.core)
-            raise UsageError(f"model {model}: {proof} belongs to a {kind.name} adapter, which is not understood")
     methods = [kind for kind in kinds if kind.name not in (_MARK, _DIAGONAL, _COMPANY)]
     whole = [suffix for suffix in (".diff", _VALUE, ".w_norm") if suffix in group.parts]
     if len(methods) + len(whole) > 1:

@@ -157,7 +157,10 @@ def _site(
         )
     wanting = next((target for target in targets.values() if target.needs_weight), None)
     if wanting is not None and slot is None and base is not None:
-        raise UsageError(f"module {wanting.module} of a {wanting.method} adapter is not in {base.name}")
+        raise UsageError(
+            f"module {wanting.module} of a {wanting.method} adapter is not in {base.name}: what it adds depends on the "
+            "weights, so it fits a base that names its modules alike"
+        )
     named = next((target for target in targets.values() if target.restored), None)
     if named is None:
         raise UsageError(

@@ -233,6 +233,16 @@ def test_halves_that_diffusers_swaps_are_baked_where_the_base_has_them(naming, p
         assert [row["in_base"] for row in result.report["coverage"]] == [3]
 
 
+def test_a_dora_of_fused_names_needs_a_base_in_them(make, tmp_path):
+    stem = "diffusion_model.double_blocks.0.img_attn.qkv"
+    shapes = {".lora_A.weight": (2, 8), ".lora_B.weight": (24, 2), ".dora_scale": (24, 1)}
+    model = make.write("dora", {stem + end: torch.ones(shape) for end, shape in shapes.items()})
+    save_file({f"{QKV}.to_{x}.weight": torch.ones(8, 8) for x in "qkv"}, tmp_path / "folder.safetensors")
+    base = FolderModel(tmp_path / "folder.safetensors", name="folder")
+    with pytest.raises(UsageError, match=r"img_attn\.qkv of a dora adapter is not in folder.* names its modules alike"):
+        run_plugin(Sum(), [model, base], tmp_path / "job", {"base": True})
+
+
 def test_the_recipe_names_the_base(base, lora, tmp_path):
     bake([lora("a", 1)], base, tmp_path / "job", weights=[0.5])
     recipe = recipe_of(FolderModel(tmp_path / "job/out").metadata(), "baked")

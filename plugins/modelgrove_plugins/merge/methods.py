@@ -41,8 +41,10 @@ class Parts:
 
     def total(self, updates: Sequence[Tensor] | None = None) -> Tensor:
         """Σ wᵢ·Xᵢ, of other updates than the given ones if they are passed."""
-        pairs = zip(self.weights, self.updates if updates is None else updates, strict=True)
-        total: Tensor = sum(weight * update for weight, update in pairs)  # type: ignore[assignment]
+        first, *others = zip(self.weights, self.updates if updates is None else updates, strict=True)
+        total = first[0] * first[1]
+        for weight, update in others:
+            total.add_(update, alpha=weight)
         return total
 
     def generator(self) -> Generator:

@@ -54,7 +54,7 @@ def mix(
         if origin is not None:
             updates = {place: update - origin for place, update in updates.items()}
         for place, update in updates.items():
-            moved[place] += float(update.square().sum())
+            moved[place] += float(update.norm()) ** 2
         module = module_of(full_key(tensor))
         scaled = [weights[place] * params.strength(place, module) for place in updates]
         if origin is None and scaled == weights and all(update.equal(updates[0]) for update in updates.values()):

@@ -110,7 +110,10 @@ def captured(network: nn.Module, layers: Collection[str]) -> Iterator[dict[str, 
             found[path] = LayerInputs.none(width)
 
             def take(module: nn.Module, inputs: tuple[Any, ...], seen: LayerInputs = found[path]) -> None:
-                seen.add(rows_of(module, inputs[0].detach()), now)
+                given = inputs[0].detach()
+                # A cut-up picture is as large as its kernel has taps: one at a time.
+                for part in given.split(1) if isinstance(module, nn.Conv2d) else (given,):
+                    seen.add(rows_of(module, part), now)
 
             hooks.callback(layer.register_forward_pre_hook(take).remove)
         yield found

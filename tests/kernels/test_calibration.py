@@ -34,6 +34,24 @@ def test_all_calls_add_up():
     torch.testing.assert_close(found["1"].absmax, network[0](rows).abs().amax(0))
 
 
+def test_pictures_are_cut_up_one_at_a_time(monkeypatch):
+    layer, x, sizes = nn.Conv2d(3, 4, 3, padding=1).requires_grad_(False), draw(5, 3, 6, 7), []
+
+    def cut(module, inputs):
+        sizes.append(len(inputs))
+        return rows_of(module, inputs)
+
+    monkeypatch.setattr("modelgrove_kernels.calibration.rows_of", cut)
+    network = nn.Sequential(layer)
+    with captured(network, ["0"]) as found:
+        network(x)
+    rows = rows_of(layer, x)
+    assert sizes == [1] * 5
+    assert found["0"].count == len(rows)
+    torch.testing.assert_close(found["0"].gram, rows.T @ rows)
+    assert torch.equal(found["0"].absmax, rows.abs().amax(0))
+
+
 def test_what_cannot_be_captured_is_left_out():
     network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding="same"), nn.GroupNorm(2, 4))
     assert [columns_of(layer) for layer in network] == [None, None, None]

@@ -1,0 +1,313 @@
+"""What claims about weights survive: each part attacks, and counts what is still shown, and at what price.
+
+    python bench/trust.py mark FOLDER
+
+**mark**: the white-box weight mark, 128 bits, in the zoo's base and in one of its LoRAs. A row for every attack:
+
+    as it is    bits that agree (of 128), read from the attacked model alone
+    difference  the same of what differs from the unmarked original, hidden units put into its order
+    weakest     the weakest bit of the better of the two, in standard deviations of unmarked weights; wrong below 0
+    log10 p     exact, of the better of the two, times what was tried (two views, two polarities)
+    change      ‖W' − W‖ / ‖W‖ from the model before, of all float tensors
+    loss        denoising loss of the attacked model, lower is better: of the base on 41 drawings that nothing trained
+                on; of the LoRA, in its base, on the drawings that it learned
+
+Then the false positives: wrong keys looked for in one of the LoRA's products, and the key looked for in models that
+know nothing of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+import modelgrove_analyzers
+from modelgrove_analyzers.zoo.base import BaseRecipe, BaseTrainer, is_base_picture
+from modelgrove_analyzers.zoo.base_folder import ZooBase, write_base
+from modelgrove_analyzers.zoo.pictures import PictureSet
+from modelgrove_hub.hub import Hub
+from modelgrove_hub.keys import find_key, list_keys, new_key, read_secret
+from modelgrove_hub.plugins import get_plugin
+from modelgrove_hub.settings import settings
+from modelgrove_hub.testing import FolderModel, run_plugin
+from modelgrove_kernels.weight_mark import Carriers, MarkKey, Reading, signs, statistic_of, tail, threshold
+from modelgrove_migrations.run import upgrade
+from modelgrove_plugins.verify.reading import matrices_of
+
+ZOO = Path(modelgrove_analyzers.__file__).parent / "zoo/data"
+LORA, OTHER = "whale-e07bb677", "crown-9e1f1047"
+TESTED, TUNED = 41, 64
+STRANGER_STEPS = 100
+WRONG_KEYS, LEVELS = 100_000, (0.05, 1e-2, 1e-3, 1e-4, 1e-6)
+BITS = 128
+
+
+@dataclass
+class World:
+    """A hub with keys, and plugins to run in folders of their own."""
+
+    folder: Path
+    keys: Mapping[str, str]
+    secret: MarkKey
+    unmarked: FolderModel
+    count: int = 0
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, plugin: str, *models: FolderModel, **params: Any) -> tuple[FolderModel, dict[str, Any]]:
+        """What a plugin writes, and its report."""
+        self.count += 1
+        place = self.folder / f"{self.count:03d}-{plugin}"
+        report = run_plugin(get_plugin(plugin)(), models, place, params).report
+        first = models[0]
+        kind = None if params.get("base") else first.adapter_type
+        made = place / "out"
+        whole = any(made.iterdir())
+        return FolderModel(made, name=place.name, family="zoo", adapter_type=kind) if whole else first, dict(report)
+
+    def verify(self, model: FolderModel, reference: FolderModel | None = None) -> dict[str, Any]:
+        """The report on a model; of checkpoints with the unmarked original unless another reference is given."""
+        inputs = [model] if model.adapter_type else [model, reference or self.unmarked]
+        return self.run(
+            "verifier.weight-mark", *inputs, key=self.keys["ours"], reference=len(inputs) > 1, users=1, tries=1,
+            controls=1,
+        )[1]  # fmt: skip
+
+    def row(self, what: str, attack: str, model: FolderModel, change: float | None, loss: float | None) -> None:
+        """Measure one attack, and tell it at once."""
+        report = self.verify(model)
+        views = [report["views"].get(view) for view in ("as it is", "difference from the reference")]
+        best = report["views"][report["view"]]
+        self.rows.append(
+            {
+                "what": what, "attack": attack, "as_it_is": views[0]["agreeing"],
+                "difference": views[1]["agreeing"] if views[1] else None, "weakest": best["weakest_bit"],
+                "log10_p": report["log10_corrected_p"], "change": change, "loss": loss,
+                "inverted": best["inverted"],
+            }
+        )  # fmt: skip
+        click.echo(json.dumps(self.rows[-1]), err=True)
+
+
+def opened(folder: Path) -> World:
+    """A new hub in the folder."""
+    os.environ["MODELGROVE_HOME"] = str(folder / "home")
+    settings.cache_clear()
+    hub = Hub.open()
+    upgrade(hub.settings.database)
+    with hub.transaction() as session:
+        known = {key.name for key in list_keys(session)}
+        for name in {"ours", "second"} - known:
+            new_key(session, hub.settings, name)
+    with hub.reading() as session:
+        ours = find_key(session, "ours")
+        keys = {key.name: key.id for key in list_keys(session)}
+        secret = MarkKey(read_secret(hub.settings, ours), ours.bits)
+    hub.engine.dispose()
+    runs = folder / "runs" / str(len(list((folder / "runs").glob("*"))) if (folder / "runs").exists() else 0)
+    return World(runs, keys, secret, FolderModel(ZOO / "zoo-base", name="zoo-base", family="zoo"))
+
+
+def drawn(folder: Path, pictures: PictureSet, rows: Sequence[tuple[int, str]]) -> str:
+    """Drawings with their captions, as trainers keep them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for row, caption in rows:
+        Image.fromarray(pictures.pixels[row]).save(folder / f"{row}.png")
+        (folder / f"{row}.txt").write_text(caption, "utf-8")
+    return str(folder)
+
+
+def stranger(folder: Path, pictures: PictureSet, steps: int) -> FolderModel:
+    """A network of the same form from another random start, trained for a while."""
+    place = folder / f"stranger-{steps}"
+    if not place.exists():
+        recipe = BaseRecipe(steps=steps, warmup=20, decay=0.5, checkpoint_every=steps, seed=7)
+        trainer = BaseTrainer(pictures, folder / f"training-{steps}", recipe)
+        trainer.run()
+        write_base(ZooBase(trainer.unet, trainer.noise, trainer.codec), {}, place)
+    return FolderModel(place, name="stranger", family="zoo")
+
+
+def base_part(world: World, folder: Path, pictures: PictureSet, quick: bool) -> Iterator[FolderModel]:
+    """Attacks on the base; yields models that know nothing of the key."""
+    unseen = [
+        (row, one.caption) for row, one in enumerate(pictures.pictures) if row % 30 == 7 and is_base_picture(0, one)
+    ]
+    flags = [(row, one.label) for row, one in drawings if one.group == "flags"]
+    test = drawn(world.folder / "test", pictures, unseen[: 6 if quick else TESTED])
+    new_task = drawn(world.folder / "flags", pictures, flags[:TUNED])
+    same_task = drawn(
+        world.folder / "same", pictures, [(row, pictures.pictures[row].caption) for row in range(0, 640, 10)]
+    )
+
+    def loss(model: FolderModel) -> float:
+        report = world.run("analyzer.denoising-loss", model, pictures=test, seed=1)[1]
+        return float(report["models"][0]["score"])
+
+    def attack(name: str, *models: FolderModel, **params: Any) -> FolderModel:
+        made, report = world.run("editor.attack", *models, **params)
+        world.row("base", name, made, report["change"], loss(made))
+        return made
+
+    world.row("base", "(unmarked)", world.unmarked, None, loss(world.unmarked))
+    marked, report = world.run("editor.weight-mark", world.unmarked, key=world.keys["ours"], fidelity=False)
+    world.row("base", "none", marked, report["change"]["relative"], loss(marked))
+    for bits in (4,) if quick else (8, 4, 3, 2):
+        attack(f"int{bits}", marked, kind="quantize", bits=bits)
+    for share in (0.7,) if quick else (0.3, 0.5, 0.7, 0.9):
+        attack(f"prune {share:.0%}", marked, kind="prune", sparsity=share)
+    steps = 4 if quick else 100
+    tunes = [("same task", same_task, 1e-4), ("new task", new_task, 1e-4), ("new task, hard", new_task, 2e-3)]
+    for name, shown, rate in tunes[1:2] if quick else tunes:
+        attack(f"fine-tune {steps}, {name}", marked, kind="fine-tune", pictures=shown, steps=steps, rate=rate)
+    moved = attack("permute", marked, kind="permute")
+    attack("permute, rescale ×4", moved, kind="rescale")
+    if quick:
+        return
+    other = stranger(folder, pictures, STRANGER_STEPS)
+    yield other
+    attack("merge 50/50 with a stranger", marked, other, kind="average")
+    attack("overwrite, as strong", marked, kind="overwrite", key=world.keys["second"])
+    attack("overwrite, three times as strong", marked, kind="overwrite", key=world.keys["second"], margin=12.0)
+    copies = [
+        world.run("editor.weight-mark", world.unmarked, key=world.keys[name], fidelity=False)[0]
+        for name in sorted(world.keys)
+    ]
+    attack(f"average of {len(copies)} users' copies", *copies, kind="average")
+    whole = attack("prune 50%, fine-tuned", attack("prune 50%", marked, kind="prune", sparsity=0.5), kind="fine-tune",
+                   pictures=new_task, steps=100, rate=1e-4)  # fmt: skip
+    whole = attack("… and permuted", whole, kind="permute")
+    attack("… and int4", whole, kind="quantize", bits=4)
+
+
+def lora_part(world: World, pictures: PictureSet, quick: bool) -> FolderModel:
+    """Attacks on a LoRA; returns it unmarked."""
+    facts = [json.loads(line) for line in (ZOO / "sample/truth.jsonl").read_text("utf-8").splitlines()]
+    recipe = next(one for one in facts if one["name"] == LORA)["recipe"]
+    own = drawn(world.folder / "own", pictures, [(row, recipe["prompt"]) for row in recipe["pictures"]])
+    plain, other = (FolderModel(ZOO / "sample" / name, name=name, adapter_type="lora") for name in (LORA, OTHER))
+
+    def loss(model: FolderModel) -> float:
+        inputs = [model] if model.adapter_type is None else [model, world.unmarked]
+        report = world.run("analyzer.denoising-loss", *inputs, pictures=own, seed=1, base=len(inputs) > 1)[1]
+        return float(report["models"][0]["score"])
+
+    def measured(name: str, plugin: str, *models: FolderModel, **params: Any) -> FolderModel:
+        made, report = world.run(plugin, *models, **params)
+        world.row("LoRA", name, made, report.get("change"), loss(made))
+        return made
+
+    world.row("LoRA", "(unmarked)", plain, None, loss(plain))
+    marked, report = world.run("editor.weight-mark", plain, key=world.keys["ours"])
+    world.row("LoRA", "none", marked, report["change"]["relative"], loss(marked))
+    wishes: list[tuple[str, dict[str, Any]]] = [
+        ("re-factored by SVD", {"kind": "svd"}), ("int4", {"kind": "quantize", "bits": 4}),
+        ("int2", {"kind": "quantize", "bits": 2}), ("prune 50%", {"kind": "prune", "sparsity": 0.5}),
+        ("prune 70%", {"kind": "prune", "sparsity": 0.7}), ("strength −1", {"kind": "rescale", "factor": -1.0}),
+        ("rank 2 → 1", {"kind": "svd", "rank": 1}),
+    ]  # fmt: skip
+    for name, params in wishes[:2] if quick else wishes:
+        measured(name, "editor.attack", marked, **params)
+    merges = ("sum", "orthogonal", "ties", "dare")
+    for method in merges[:1] if quick else merges:
+        measured(f"merged with another, {method}", f"merger.{method}", marked, other)
+    baked = measured("baked into the base", "merger.sum", marked, world.unmarked, base=True)
+    measured("baked, int8", "editor.attack", baked, kind="quantize", bits=8)
+    measured("baked, int4", "editor.attack", baked, kind="quantize", bits=4)
+    return plain
+
+
+def wrong_keys(plain: FolderModel, count: int) -> dict[str, Any]:
+    """How often wrong keys reach what a level asks for, in one product of the LoRA, either polarity."""
+    from modelgrove_kernels.lowrank import LowRank
+
+    matrix = matrices_of(plain)[0]
+    weight = matrix.read()
+    assert isinstance(weight, LowRank)
+    rows, columns = matrix.shape
+    agreeing, batch = [], 500
+    for start in range(0, count, batch):
+        secrets = [hashlib.sha256(b"wrong %d" % number).digest() for number in range(start, min(count, start + batch))]
+        left = signs(secrets, f"u\0{matrix.name}", matrix.shape, BITS, rows).flatten(0, 1)
+        right = signs(secrets, f"v\0{matrix.name}", matrix.shape, BITS, columns).flatten(0, 1)
+        read = torch.where(Carriers(left, right).correlations(weight) >= 0, 1.0, -1.0).view(-1, BITS)
+        agreeing.append((read == signs(secrets, "message", (), 1, BITS)[:, 0]).sum(1))
+        first = MarkKey(secrets[0])
+        single = Reading.of(statistic_of(first, {matrix.name: weight}).values(), first.message()).agreeing
+        assert single == int(agreeing[-1][0]), "the batch reads other bits than `verify`"
+    both = torch.maximum(torch.cat(agreeing), BITS - torch.cat(agreeing))
+    found = {}
+    for level in LEVELS:
+        least = threshold(BITS, level, 2)
+        assert least is not None
+        found[f"{level:g}"] = {"seen": int((both >= least).sum()), "expected": count * 2 * float(tail(BITS, least))}
+    return {"keys": count, "most_bits": int(both.max()), "levels": found}
+
+
+def independent(world: World, strangers: Sequence[FolderModel], quick: bool) -> dict[str, Any]:
+    """The key in models that know nothing of it."""
+    names = sorted({json.loads(line)["path"] for line in (ZOO / "sample/truth.jsonl").read_text("utf-8").splitlines()})
+    loras = [
+        FolderModel(ZOO / "sample" / name, name=name, adapter_type="lora") for name in names[: 5 if quick else None]
+    ]
+    readings = []
+    for model in [world.unmarked, *strangers, *loras]:
+        weights = {matrix.name: matrix.read() for matrix in matrices_of(model)}
+        readings.append(Reading.of(statistic_of(world.secret, weights).values(), world.secret.message()))
+    p = [float(one.p()) for one in readings]
+    return {
+        "models": len(p), "smallest_p": min(p), "p_below_0.05": sum(one <= 0.05 for one in p),
+        "most_bits": max(one.strongest for one in readings),
+    }  # fmt: skip
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    made = Table("what", "attack", "as it is", "difference", "weakest", "log10 p", "change", "loss")
+    shown: Callable[[Any, str], str] = lambda value, form: "" if value is None else format(value, form)  # noqa: E731
+    for row in rows:
+        made.add_row(
+            row["what"], row["attack"], shown(row["as_it_is"], "d"), shown(row["difference"], "d"),
+            shown(row["weakest"], ".2f"), shown(row["log10_p"], ".1f"), shown(row["change"], ".2%"),
+            shown(row["loss"], ".4f"),
+        )  # fmt: skip
+    return made
+
+
+@click.group()
+def main() -> None:
+    """Parts of what is measured about claims; each takes a folder to keep trained models in."""
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--quick", is_flag=True, help="Few attacks, few drawings, few keys.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def mark(folder: Path, quick: bool, as_json: bool) -> None:
+    """The white-box weight mark under attack."""
+    folder.mkdir(parents=True, exist_ok=True)
+    world, pictures = opened(folder.resolve()), PictureSet.load(ZOO)
+    strangers = list(base_part(world, folder, pictures, quick))
+    plain = lora_part(world, pictures, quick)
+    false = {
+        "wrong_keys": wrong_keys(plain, 1000 if quick else WRONG_KEYS),
+        "independent_models": independent(world, strangers, quick),
+    }
+    if as_json:
+        click.echo(json.dumps({"load": os.getloadavg()[0], "results": world.rows, "false_positives": false}, indent=2))
+    else:
+        Console(width=120).print(table(world.rows))
+        click.echo(json.dumps(false, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -140,9 +140,8 @@ def stranger(folder: Path, pictures: PictureSet, steps: int) -> FolderModel:
 
 def base_part(world: World, folder: Path, pictures: PictureSet, quick: bool) -> Iterator[FolderModel]:
     """Attacks on the base; yields models that know nothing of the key."""
-    unseen = [
-        (row, one.caption) for row, one in enumerate(pictures.pictures) if row % 30 == 7 and is_base_picture(0, one)
-    ]
+    drawings = list(enumerate(pictures.pictures))
+    unseen = [(row, one.caption) for row, one in drawings if row % 30 == 7 and is_base_picture(0, one)]
     flags = [(row, one.label) for row, one in drawings if one.group == "flags"]
     test = drawn(world.folder / "test", pictures, unseen[: 6 if quick else TESTED])
     new_task = drawn(world.folder / "flags", pictures, flags[:TUNED])

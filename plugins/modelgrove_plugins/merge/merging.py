@@ -69,7 +69,7 @@ def _recipe(
 ) -> Recipe:  # fmt: skip
     return Recipe(
         method=method.name,
-        parameters=params.model_dump(mode="json", exclude={"weights", "base", "seed"}, exclude_none=True),
+        parameters=params.model_dump(mode="json", exclude=set(params.unrecorded), exclude_none=True),
         seed=seed,
         base=_ingredient(base) if base is not None else None,
         models=tuple(_ingredient(model, weight) for model, weight in zip(models, weights, strict=True)),

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from modelgrove_kernels.calibration import LayerInputs
     from modelgrove_plugins.merge.alignment import Site
+    from modelgrove_plugins.merge.kept_moments import KeptMoments
 
 MOST = 2 << 30
 """Bytes of moments that are kept at once; a larger network is watched in several rounds."""
@@ -24,7 +25,8 @@ MOST = 2 << 30
 class Moments:
     """E[x xᵀ] of the inputs x of each site's layer under each adapter, measured when it is asked for.
 
-    Every adapter paints on its own words (`prompts_of`), alone and at a strength of one.
+    Every adapter paints on its own words (`prompts_of`), alone and at a strength of one. What `kept` holds is not
+    measured again.
 
     Raises:
         UsageError: the base cannot paint.
@@ -32,14 +34,16 @@ class Moments:
 
     def __init__(
         self, context: Context, base: InputModel, adapters: Sequence[InputModel], sites: Sequence[Site],
-        pictures: int, steps: int,
+        pictures: int, steps: int, kept: KeptMoments,
     ) -> None:  # fmt: skip
         from modelgrove_plugins.preview.diffusers import open_painter
 
         self._context, self._adapters, self._pictures, self._steps = context, adapters, pictures, steps
         with TemporaryDirectory(dir=context.temp) as folder:  # all is read when it is open
             self._painter = open_painter(base, Path(folder))
+        self._kept = kept
         self._seen: dict[tuple[str, int], Tensor] = {}
+        self._columns: dict[str, int] = {}
         self._waiting = self._measurable(sites)
 
     @property
@@ -54,9 +58,17 @@ class Moments:
         """
         if site in self._waiting:
             self._measure(site)
-        if (site, places[0]) not in self._seen:
+        if not all(self._has(site, place) for place in places):
             return None
-        return [self._seen.pop((site, place)) for place in places]
+        return [self._taken(site, place) for place in places]
+
+    def _has(self, site: str, place: int) -> bool:
+        return (site, place) in self._seen or (site in self._columns and self._kept.holds(site, place))
+
+    def _taken(self, site: str, place: int) -> Tensor:
+        if (site, place) in self._seen:
+            return self._seen.pop((site, place))
+        return self._kept.read(site, place, self._columns[site])
 
     def _measurable(self, sites: Sequence[Site]) -> dict[str, tuple[str, str, tuple[int, ...]]]:
         """Site's name → where its layer is, and which adapters change it."""
@@ -75,7 +87,9 @@ class Moments:
             columns = columns_of(layer) if layer is not None else None
             fits = columns is not None and columns <= LARGEST and columns == site.shape[1]
             if layer is not None and fits:
-                found[site.name] = (*paths[layer], tuple(sorted(site.targets)))
+                self._columns[site.name] = site.shape[1]
+                places = tuple(place for place in sorted(site.targets) if not self._kept.holds(site.name, place))
+                found[site.name] = (*paths[layer], places)
         return found
 
     def _measure(self, first: str) -> None:
@@ -83,21 +97,17 @@ class Moments:
         room = MOST - sum(moment.nbytes for moment in self._seen.values())
         batch: list[str] = []
         for name in (first, *(name for name in self._waiting if name != first)):
-            component, path, places = self._waiting[name]
-            room -= 4 * self._columns(component, path) ** 2 * len(places)
+            *_, places = self._waiting[name]
+            room -= 4 * self._columns[name] ** 2 * len(places)
             if batch and room < 0:
                 break
             batch.append(name)
         wanted = {name: self._waiting.pop(name) for name in batch}
         for place in range(len(self._adapters)):
             mine = {name: (component, path) for name, (component, path, places) in wanted.items() if place in places}
-            for name, moment in self._watched(place, mine):
+            for name, moment in self._watched(place, mine) if mine else ():
                 self._seen[name, place] = moment
-
-    def _columns(self, component: str, path: str) -> int:
-        from modelgrove_kernels.calibration import columns_of
-
-        return columns_of(self._painter.networks[component].get_submodule(path)) or 0
+                self._kept.write(name, place, moment)
 
     def _watched(self, place: int, sites: dict[str, tuple[str, str]]) -> Iterator[tuple[str, Tensor]]:
         from modelgrove_hub.formats.updates import open_updates

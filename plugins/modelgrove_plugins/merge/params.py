@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -27,6 +27,9 @@ class MergeParams(Params):
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="What an adapter is stored as.")
     naming: Literal["diffusers", "kohya", "peft"] = Field("diffusers", description="How an adapter names its tensors.")
     seed: int | None = Field(None, ge=0, description="Of methods that draw random numbers; the job's if not given.")
+
+    unrecorded: ClassVar[frozenset[str]] = frozenset({"weights", "base", "seed"})
+    """Not among a recipe's parameters: it says them elsewhere, or what is made does not depend on them."""
 
     @field_validator("weights")
     @classmethod

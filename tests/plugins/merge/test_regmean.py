@@ -1,15 +1,19 @@
 """RegMean on a tiny pipeline: what is measured is what layers are given, and the merge is least squares on it."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from modelgrove_hub.errors import UsageError
+from modelgrove_hub.errors import CorruptFileError, UsageError
 from modelgrove_hub.formats.adapters import read_adapter
 from modelgrove_hub.plugins import get_plugin
 from modelgrove_hub.search.text import WIDTH
 from modelgrove_hub.testing import FolderModel, LocalContext, check_plugin, run_plugin
 from modelgrove_plugins.merge import moments as measuring
 from modelgrove_plugins.merge.alignment import align
+from modelgrove_plugins.merge.kept_moments import FILE, KeptMoments
 from modelgrove_plugins.merge.moments import Moments
 from modelgrove_plugins.merge.regmean import RegMean
 from modelgrove_plugins.merge.wording import prompts_of
@@ -36,7 +40,8 @@ def based(model, base):
 def measured(pipeline, models, folder):
     with LocalContext(folder, [*models, pipeline]) as context:
         alignment = align(models, pipeline)
-        found = Moments(context, pipeline, models, alignment.sites, **FEW)
+        kept = KeptMoments(context, (), pipeline, models, FEW, keep=False)
+        found = Moments(context, pipeline, models, alignment.sites, **FEW, kept=kept)
         assert found.measurable == {site.name for site in alignment.sites}
         return {site.name: found.take(site.name, (0, 1)) for site in alignment.sites}
 
@@ -125,3 +130,44 @@ def test_a_registered_base_is_enough_to_make_an_adapter(pipeline, adapters, tmp_
         wanted = (baked[f"{name}.weight"].read().float() - before[f"{name}.weight"].read().float()).flatten(1)
         found = part.up @ part.down.flatten(1)
         assert float((found - wanted).norm() / wanted.norm()) < 5e-3
+
+
+def test_what_was_measured_once_is_kept_and_gives_the_same_bytes(pipeline, adapters, make, tmp_path, monkeypatch):
+    models = [model for model, _ in adapters]
+    values = {"base": True, **FEW}
+    first = run_plugin(RegMean(), [*models, pipeline], tmp_path / "first", {**values, "keep_inputs": True})
+    assert first.artefacts == (FILE,)
+    kept = tmp_path / "first/out" / FILE
+    assert len(load_file(kept)) == 2 * len(SHAPES)
+
+    def none(*_arguments):
+        raise AssertionError("watched again")
+
+    third, _ = make("green-tree", 4, shapes=SHAPES)
+    more = {**values, "inputs": [str(kept)], "keep_inputs": True}
+    run_plugin(RegMean(), [*models, third, pipeline], tmp_path / "three", more)  # one new adapter is watched
+    assert len(load_file(tmp_path / "three/out" / FILE)) == 3 * len(SHAPES)
+
+    monkeypatch.setattr(Moments, "_watched", none)
+    run_plugin(RegMean(), [*reversed(models), pipeline], tmp_path / "again", {**values, "inputs": [str(kept)]})
+    run_plugin(RegMean(), [*models, pipeline], tmp_path / "same", {**values, "inputs": [str(kept)]})
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "same/out" / unet).read_bytes() == (tmp_path / "first/out" / unet).read_bytes()
+
+
+def test_kept_inputs_of_another_base_or_measured_otherwise_are_refused(pipeline, adapters, tmp_path):
+    models = [model for model, _ in adapters]
+    run_plugin(RegMean(), [*models, pipeline], tmp_path / "first", {"base": True, **FEW, "keep_inputs": True})
+    kept = str(tmp_path / "first/out" / FILE)
+    with pytest.raises(UsageError, match="was measured with steps 2, this merge has 3"):
+        values = {"base": True, "pictures": 2, "steps": 3, "inputs": [kept]}
+        run_plugin(RegMean(), [*models, pipeline], tmp_path / "steps", values)
+    shutil.copytree(next(iter(pipeline.paths.values())).parent, tmp_path / "other")
+    (tmp_path / "other/note.txt").write_text("another revision")
+    with pytest.raises(UsageError, match="was measured with base"):
+        other = FolderModel(tmp_path / "other", name="other", family="zoo")
+        run_plugin(RegMean(), [*models, other], tmp_path / "base", {"base": True, **FEW, "inputs": [kept]})
+    save_file({"x": torch.zeros(2)}, tmp_path / "plain.safetensors")
+    with pytest.raises(CorruptFileError, match="holds no moments"):
+        values = {"base": True, **FEW, "inputs": [str(tmp_path / "plain.safetensors")]}
+        run_plugin(RegMean(), [*models, pipeline], tmp_path / "plain", values)

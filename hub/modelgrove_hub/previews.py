@@ -82,7 +82,7 @@ def find_base(session: Session, model: Model) -> Revision:
     """
     revision = latest_revision(session, model)
     for link in parents(session, revision):
-        if link.edge.relation == Relation.ADAPTER:
+        if link.edge.relation == Relation.ADAPTER and link.model.kind != ModelKind.ADAPTER:
             return link.revision
     for name in filter(None, (model.declared_base, *revision.summary.get("base_candidates", ()))):
         try:

@@ -21,6 +21,7 @@ from modelgrove_plugins.preview.diffusers import PreviewParams
 from modelgrove_plugins.preview.painter import denoiser_of
 
 if TYPE_CHECKING:
+    from diffusers import DDPMScheduler
     from PIL.Image import Image
 
     from modelgrove_plugins.preview.painter import Painter
@@ -58,6 +59,14 @@ class Live:
         """A copy of it, as it is when this is first asked for: before weights are set."""
         return deepcopy(self.network)
 
+    @property
+    def schedule(self) -> DDPMScheduler:
+        """The noise that the denoiser was trained with."""
+        from diffusers import DDPMScheduler
+
+        schedule: DDPMScheduler = DDPMScheduler.from_config(self._painter.noise)
+        return schedule
+
     @torch.inference_mode()
     def ask(self, pictures: Sequence[Picture], levels: Sequence[float], seed: int) -> list[Call]:
         """Every picture at every level, a batch of pictures at one level in a call; the output is what is right.
@@ -65,26 +74,24 @@ class Live:
         Raises:
             UsageError: the pipeline's class is none of `ASKED`, or predicts what is not known here.
         """
-        from diffusers import DDPMScheduler
-
         if self._painter.pipeline not in ASKED:
             raise UsageError(
                 f"a {self._painter.pipeline} cannot be asked about pictures, only {', '.join(ASKED)}: "
                 "for others take an evaluator that looks at what they paint"
             )
-        schedule = DDPMScheduler.from_config(self._painter.noise)
+        schedule = self.schedule
         generator = torch.Generator().manual_seed(seed)
         calls = []
         for start in range(0, len(pictures), _BATCH):
             batch = pictures[start : start + _BATCH]
             latents = self._painter.encode([picture.image for picture in batch])
-            positional, named = self._conditions([picture.caption for picture in batch])
+            positional, named = self.conditions([picture.caption for picture in batch])
             for level in levels:
                 time = round(level * (schedule.config.num_train_timesteps - 1))
                 times = torch.full((len(batch),), time)
                 noise = torch.randn(latents.shape, generator=generator)
                 noised = schedule.add_noise(latents, noise, times)
-                right = _right(schedule, latents, noise, times)
+                right = right_answer(schedule, latents, noise, times)
                 calls.append(Call(float(time), (noised, times, *positional[2:]), named, right))
         return calls
 
@@ -93,7 +100,7 @@ class Live:
         params = PreviewParams(prompts=("evaluation",), steps=steps, guidance_scale=guidance)
         return self._painter.paint(list(zip(prompts, seeds, strict=True)), params, lambda _done: None)
 
-    def _conditions(self, captions: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def conditions(self, captions: Sequence[str]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of an unguided call for each caption, as one batch."""
         for caption in captions:
             if caption not in self._heard:
@@ -126,7 +133,12 @@ def _joined(parts: Sequence[Any]) -> Any:
     return first
 
 
-def _right(schedule: Any, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+def right_answer(schedule: DDPMScheduler, latents: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+    """What the denoiser should answer: noise, v or the latents themselves.
+
+    Raises:
+        UsageError: it predicts something else.
+    """
     kind = schedule.config.prediction_type
     if kind == "v_prediction":
         velocity: Tensor = schedule.get_velocity(latents, noise, times)

@@ -128,7 +128,24 @@ def _fuse(
     adapter = open_updates(model)
     check_base(adapter, base)
     coverage = fuse(painter.networks, adapter, weight, undo)
-    return {"adapter": model.name, "weight": weight, **coverage}
+    tokens = _teach(painter, model, undo)
+    return {"adapter": model.name, "weight": weight, **coverage, **({"style_tokens": tokens} if tokens else {})}
+
+
+def _teach(painter: Painter, model: InputModel, undo: ExitStack | None) -> list[str]:
+    """Make the adapter's style tokens known to the painter; returns how prompts write them."""
+    from modelgrove_hub.formats.style_tokens import read_museum
+
+    read = read_museum(model)
+    if read is None:
+        return []
+    _, rows = read
+    if taken := painter.tokens.keys() & rows.keys():
+        raise UsageError(f"two adapters have a style token <{min(taken)}>: preview one at a time")
+    painter.tokens.update(rows)
+    if undo is not None:
+        undo.callback(painter.tokens.clear)
+    return [f"<{name}>" for name in rows]
 
 
 def _paint(context: Context, painter: Painter, params: PreviewParams) -> list[Image]:

@@ -29,6 +29,8 @@ class Painter(Protocol):
     """Class name, for the recipe."""
     scheduler: str
     """Class name of the scheduler that painted last."""
+    tokens: dict[str, Tensor]
+    """Style tokens of adapters by name: rows that take part where a prompt has <name>."""
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:

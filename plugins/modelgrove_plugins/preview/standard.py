@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from modelgrove_hub.errors import DataError, UsageError
+from modelgrove_hub.formats.style_tokens import place_rows, split_prompt
 from modelgrove_plugins.preview.painter import SAMPLERS, Wish, batches, make_scheduler
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class StandardPainter:
     pipe: Any
     scheduler: str = ""
     pipeline: str = field(init=False)
+    tokens: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pipeline = type(self.pipe).__name__
@@ -131,5 +134,25 @@ class StandardPainter:
             "callback_on_step_end": after_step,
         }
         known = inspect.signature(self.pipe.__call__).parameters
-        result = self.pipe(**{name: value for name, value in arguments.items() if name in known}, output_type="pil")
+        with self._spoken():
+            result = self.pipe(**{name: value for name, value in arguments.items() if name in known}, output_type="pil")
         return [picture.convert("RGB") for picture in result.images]
+
+    @contextmanager
+    def _spoken(self) -> Iterator[None]:
+        """Prompts may have style tokens: the pipeline encodes the rest, and the rows are put into its states."""
+        if not self.tokens:
+            yield
+            return
+        encode = self.pipe.encode_prompt
+
+        def encode_prompt(prompt: list[str], *positional: Any, **named: Any) -> tuple[Any, ...]:
+            texts, rows = zip(*(split_prompt(text, self.tokens) for text in prompt), strict=True)
+            states, *others = encode(list(texts), *positional, **named)
+            return place_rows(states, rows), *others
+
+        self.pipe.encode_prompt = encode_prompt
+        try:
+            yield
+        finally:
+            del self.pipe.encode_prompt

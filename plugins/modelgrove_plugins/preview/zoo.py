@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from modelgrove_hub.errors import CorruptFileError, DataError
+from modelgrove_hub.formats.style_tokens import place_rows, split_prompt
 from modelgrove_hub.formats.unets import build_unet
 from modelgrove_hub.search.text import SPACE, token_states
 from modelgrove_kernels.codec import LinearCodec
@@ -35,6 +36,7 @@ class ZooPainter:
     codec: LinearCodec
     pipeline: str = "ZooPipeline"
     scheduler: str = ""
+    tokens: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -88,9 +90,9 @@ class ZooPainter:
         self.scheduler = type(scheduler).__name__
         scheduler.set_timesteps(params.steps)
         guided = params.guidance_scale != 1
-        states = _states([prompt for prompt, _ in batch])
+        states = _states([prompt for prompt, _ in batch], self.tokens)
         if guided:
-            states = torch.cat([_states([params.negative_prompt] * len(batch)), states])
+            states = torch.cat([_states([params.negative_prompt] * len(batch), self.tokens), states])
         side = params.side // self.codec.patch or self.unet.config.sample_size
         shape = (self.codec.channels, side, side)
         latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for _, seed in batch])
@@ -107,10 +109,11 @@ class ZooPainter:
         return result
 
 
-def _states(prompts: Sequence[str]) -> Tensor:
+def _states(prompts: Sequence[str], tokens: Mapping[str, Tensor]) -> Tensor:
+    texts, rows = zip(*(split_prompt(prompt, tokens) for prompt in prompts), strict=True)
     # Encoded one by one, so that a prompt's states do not depend on its neighbours.
-    known = {prompt: token_states([prompt]) for prompt in dict.fromkeys(prompts)}
-    return torch.cat([known[prompt] for prompt in prompts])
+    known = {text: token_states([text]) for text in dict.fromkeys(texts)}
+    return place_rows(torch.cat([known[text] for text in texts]), rows)
 
 
 def _load_unet(folder: Path) -> UNet2DConditionModel:

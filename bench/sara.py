@@ -6,7 +6,6 @@ that did best among two to four on a cat.
 
     LoRA 4          rank 4, on the attention layers and those of the residual blocks that take time and text in
     SaRA .2         the fifth of all weights that is smallest
-    SaRA .2, slow   the same at a tenth of the learning rate
     LoRA, as SaRA   a LoRA of about as many bytes as SaRA .2; its rank is in `kind`
     SaRA, as LoRA   a sparse adapter of about as many bytes as LoRA 4
 
@@ -67,10 +66,7 @@ from modelgrove_hub.testing import FolderModel, run_plugin
 STEPS, CONCEPTS = 120, 3
 LORA_RATE, WIDE_RATE, SARA_RATE, FEW_RATE = 1.2e-2, 2e-3, 3e-3, 1e-2
 """Learning rates of small and large LoRAs, and of sparse adapters of many and of few weights."""
-MERGES = (
-    ("LoRA 4", "sum"), ("LoRA 4", "orthogonal"), ("SaRA .2", "sum"), ("SaRA .2", "ties"), ("SaRA .2", "dare"),
-    ("SaRA .2, slow", "sum"), ("SaRA .2, slow", "ties"),
-)  # fmt: skip
+MERGES = (("LoRA 4", "sum"), ("LoRA 4", "orthogonal"), ("SaRA .2", "sum"), ("SaRA .2", "ties"), ("SaRA .2", "dare"))
 
 
 def recipe_of(name: str, steps: int, rank: int, rate: float, pictures: PictureSet, method: Method) -> Recipe:
@@ -207,7 +203,6 @@ def main(folder: Path, quick: bool, as_json: bool) -> None:
         "LoRA 4": (lora, 4 * width / total),
         "SaRA, as LoRA": (grown(folder, names, base, pictures, steps, rate=FEW_RATE, share=tiny), tiny),
         "SaRA .2": (sparse, 0.2),
-        "SaRA .2, slow": (grown(folder, names, base, pictures, steps, rate=SARA_RATE / 10, share=0.2), 0.2),
         f"LoRA {rank}, as SaRA": (
             grown(folder, names, base, pictures, steps, rank=rank, rate=WIDE_RATE), rank * width / total
         ),

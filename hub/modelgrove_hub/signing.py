@@ -23,7 +23,7 @@ from modelgrove_hub.errors import DataError, NotFoundError, UsageError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry.attestations import MAX_SIGNATURE_BYTES, SIGNATURE_FILE, attest, attestations_of
 from modelgrove_hub.registry.blobs import name_blobs
-from modelgrove_hub.registry.inputs import load_input
+from modelgrove_hub.registry.inputs import RegisteredModel, load_input
 from modelgrove_hub.store.disk import open_regular, storage_errors
 from modelgrove_hub.tables import AttestationKind, Blob, Model, Revision
 
@@ -93,11 +93,17 @@ def sign_revision(hub: Hub, revision_id: int, key: Path) -> str:
     """Sign the files of a revision and keep the signature with it; returns the signature's sha256.
 
     Raises:
-        UsageError, DataError: as `sign`.
+        UsageError: as `sign`.
+        DataError: as `sign`, or the bytes are no longer those that were registered.
         NotFoundError, UnsafeFileError, StorageError: as `load_input`.
     """
-    with _laid_out(hub, revision_id) as folder:
-        stored = hub.store.put_bytes(sign(folder, key))
+    source = load_input(hub, revision_id)
+    with _laid_out(hub, source) as folder:
+        signature = sign(folder, key)
+    hashed = {entry["name"]: entry["digest"] for entry in _statement(signature)["predicate"]["resources"]}
+    if changed := sorted(path for path, sha256 in source.hashes.items() if hashed.get(path) != sha256):
+        raise DataError(f"{_some(changed)}: not the bytes that were registered: see `modelgrove fsck --full`")
+    stored = hub.store.put_bytes(signature)
     with hub.transaction() as session:
         name_blobs(session, [Blob(sha256=stored.sha256, size=stored.size)])
         revision = session.get(Revision, revision_id)
@@ -116,7 +122,7 @@ def check_revision(hub: Hub, revision_id: int, key: Path, signature: Path | None
         UsageError: as `check`.
     """
     found = {signature.name: read_signature(signature)} if signature else _kept(hub, revision_id)
-    with _laid_out(hub, revision_id) as folder:
+    with _laid_out(hub, load_input(hub, revision_id)) as folder:
         return [Checked(name, _reason(folder, document, key)) for name, document in found.items()]
 
 
@@ -157,9 +163,8 @@ def _reason(folder: Path, document: bytes, key: Path) -> str:
 
 
 @contextmanager
-def _laid_out(hub: Hub, revision_id: int) -> Iterator[Path]:
-    """The revision's files as a folder, linked and not copied where the file system can."""
-    model = load_input(hub, revision_id)
+def _laid_out(hub: Hub, model: RegisteredModel) -> Iterator[Path]:
+    """The model's files as a folder, linked and not copied where the file system can."""
     top = hub.settings.home.absolute() / "tmp"
     with storage_errors(top):
         top.mkdir(parents=True, exist_ok=True)
@@ -178,8 +183,9 @@ def _laid_out(hub: Hub, revision_id: int) -> Iterator[Path]:
 def _admitted(signature: bytes, folder: Path) -> Mapping[str, Any]:
     """How the signer says that it hashed, if the policy takes it."""
     try:
-        statement = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
-        predicate, how = statement["predicateType"], statement["predicate"].get("serialization", {})
+        statement = _statement(signature)
+        predicate = statement["predicateType"]
+        how: dict[str, Any] = statement["predicate"].get("serialization", {})
         left_out, links = [str(path) for path in how.get("ignore_paths", ())], how.get("allow_symlinks", False)
     except _MALFORMED as error:
         raise DataError(f"this is no signature in a Sigstore bundle: {error!r}") from None
@@ -192,6 +198,11 @@ def _admitted(signature: bytes, folder: Path) -> Mapping[str, Any]:
     if there := [path for path in left_out if path != SIGNATURE_FILE and os.path.lexists(folder / path)]:
         raise DataError(f"{_some(there)}: not covered by the signature, which leaves it out: remove it")
     return how
+
+
+def _statement(signature: bytes) -> dict[str, Any]:
+    statement: dict[str, Any] = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
+    return statement
 
 
 def _hashing(hashing: Any, how: Mapping[str, Any]) -> Any:

@@ -23,7 +23,6 @@ from modelgrove_hub.errors import DataError, NotFoundError, UsageError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.pipeline import ingest
 from modelgrove_hub.registry.models import files_of, find_revision
-from modelgrove_hub.settings import settings
 from modelgrove_hub.signing import check, check_revision, sign, sign_revision
 from modelgrove_hub.store.fsck import check as fsck
 from modelgrove_hub.store.gc import find_garbage
@@ -263,25 +262,13 @@ def test_changed_bytes_in_the_store_are_found(hub: Hub, register, keys) -> None:
     place.write_bytes(content)
 
     assert "Hash mismatch for 'model.safetensors'" in check_revision(hub, revision.id, keys[1])[0].reason
+    with pytest.raises(DataError, match=r"'model\.safetensors': not the bytes that were registered"):
+        sign_revision(hub, revision.id, keys[0])
 
 
 def test_a_model_without_signature_says_how_to_get_one(hub: Hub, register, keys) -> None:
     with pytest.raises(NotFoundError, match="modelgrove sign"):
         check_revision(hub, register("ann/flower").id, keys[1])
-
-
-@pytest.fixture
-def own_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sqlite_url: str):
-    from modelgrove_migrations.run import upgrade
-
-    monkeypatch.setenv("MODELGROVE_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MODELGROVE_DATABASE_URL", sqlite_url)
-    settings.cache_clear()
-    upgrade(sqlite_url)
-    opened = Hub.open(settings())
-    yield opened
-    opened.engine.dispose()
-    settings.cache_clear()
 
 
 def _run(command, *arguments: object) -> None:

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, cast
 from sqlmodel import Session, col, select
 
 from modelgrove_hub.registry.events import record
-from modelgrove_hub.tables import Attestation, AttestationKind, Model, Revision, RevisionFile
+from modelgrove_hub.tables import Attestation, AttestationKind, Event, Model, Revision, RevisionFile
 
 SIGNATURE_FILE = "model.sig"
 """What a signature is called beside the files that it is of, here and by `model_signing` itself."""
 MAX_SIGNATURE_BYTES = 16 << 20
 """More than a signature over the most files that a model may have."""
+
+_ACTION = "attested"
 
 
 class Statement(NamedTuple):
@@ -30,7 +32,7 @@ def attest(session: Session, model: Model, revision: Revision, kind: Attestation
     number = cast(int, revision.id)
     if session.get(Attestation, (number, kind, sha256)) is None:
         session.add(Attestation(revision_id=number, kind=kind, sha256=sha256))
-        record(session, "attested", model.name, revision=revision.digest, kind=kind, sha256=sha256)
+        record(session, _ACTION, model.name, revision=revision.digest, kind=kind, sha256=sha256)
 
 
 def attestations_of(session: Session, revision_id: int, kind: AttestationKind) -> list[str]:
@@ -51,6 +53,16 @@ def statements(session: Session) -> Iterator[Statement]:
         files = select(RevisionFile.path, RevisionFile.sha256)
         held = session.exec(files.where(RevisionFile.revision_id == attestation.revision_id))
         yield Statement(name, attestation.sha256, dict(held.all()))
+
+
+def unlogged(session: Session) -> Iterator[tuple[str, Attestation]]:
+    """Documents that no event tells of, with the name of their model: nobody kept them by `attest`."""
+    events = session.exec(select(Event.detail).where(Event.action == _ACTION))
+    told = {(detail.get("revision"), detail.get("kind"), detail.get("sha256")) for detail in events}
+    query = select(Attestation, Revision.digest, Model.name).join(Revision, col(Revision.id) == Attestation.revision_id)
+    for attestation, digest, name in session.exec(query.join(Model, col(Model.id) == col(Revision.model_id))):
+        if (digest, attestation.kind, attestation.sha256) not in told:
+            yield name, attestation
 
 
 def subjects_of(document: bytes) -> dict[str, str]:

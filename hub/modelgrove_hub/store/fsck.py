@@ -18,7 +18,7 @@ from sqlmodel import Session, SQLModel, col, delete, select, update
 
 from modelgrove_hub.errors import NotFoundError
 from modelgrove_hub.hub import Hub
-from modelgrove_hub.registry.attestations import Statement, statements, subjects_of
+from modelgrove_hub.registry.attestations import Statement, statements, subjects_of, unlogged
 from modelgrove_hub.registry.digest import digest_of
 from modelgrove_hub.registry.events import START, check_chain
 from modelgrove_hub.store.gc import find_leftovers, named, remove_leftovers
@@ -132,6 +132,10 @@ def _broken_log(session: Session, head: str) -> Iterator[Finding]:
     if chain.problem:
         way_out = f"restore the database from a backup; the {chain.sound} events before it are sound"
         yield Finding("error", chain.broken, chain.problem, way_out)
+        return
+    for name, attestation in unlogged(session):
+        subject = f"{name}: {attestation.kind} {attestation.sha256[:12]}"
+        yield Finding("error", subject, "is told by no event", "restore the database from a backup")
 
 
 def _users(session: Session) -> dict[str, str]:

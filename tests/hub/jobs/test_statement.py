@@ -12,8 +12,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from sqlmodel import SQLModel, select, update
 
+from modelgrove_hub.cli.show import show
 from modelgrove_hub.ingest import outputs
 from modelgrove_hub.jobs import rows
 from modelgrove_hub.jobs.run import run_job, run_local
@@ -119,8 +121,9 @@ def test_fsck_finds_a_statement_of_other_files(hub, twice) -> None:
         with hub.transaction() as session:
             outputs.name_blobs(session, [outputs.Blob(sha256=blob.sha256, size=blob.size)])
             session.exec(update(Attestation).values(sha256=blob.sha256))
-        (finding,) = check(hub)
-        assert finding.subject == f"ann/twice: provenance {blob.sha256[:12]}"
+        unlogged, finding = check(hub)
+        assert unlogged.subject == finding.subject == f"ann/twice: provenance {blob.sha256[:12]}"
+        assert unlogged.problem == "is told by no event"
         assert finding.problem.startswith(problem)
 
 
@@ -133,6 +136,18 @@ def test_fsck_names_the_model_whose_statement_is_gone(hub, twice) -> None:
     (finding,) = check(hub)
 
     assert finding.subject == f"ann/twice: provenance, blob {sha256[:12]}"
+
+
+def test_show_prints_statements_one_a_line(hub, twice, monkeypatch) -> None:
+    run_local(hub, twice.id)
+    monkeypatch.setattr("modelgrove_hub.cli.show.open_hub", lambda: hub)
+
+    made, given = (
+        CliRunner().invoke(show, [name, "--provenance"], catch_exceptions=False) for name in ("ann/twice", "ann/flower")
+    )
+
+    assert [json.loads(line) for line in made.stdout.splitlines()] == _documents(hub)
+    assert (given.stdout, given.stderr) == ("", "No job of this hub made it.\n")
 
 
 def test_statements_go_with_their_model(hub, twice) -> None:

@@ -29,6 +29,38 @@ def test_a_lone_file_comes_with_its_side_cars(tmp_path):
     ]
 
 
+def test_a_signature_beside_a_model_is_no_file_of_it(tmp_path):
+    touch(tmp_path / "me/pipe/model_index.json", "{}")
+    touch(tmp_path / "me/pipe/model.sig")
+    touch(tmp_path / "me/pipe/unet/model.sig")
+    touch(tmp_path / "one/ink.safetensors")
+    touch(tmp_path / "one/model.sig")
+    touch(tmp_path / "two/ink.safetensors")
+    touch(tmp_path / "two/oil.safetensors")
+    touch(tmp_path / "two/model.sig")  # over which of them?
+
+    items = {item.name: (sorted(item.files), item.signature) for item in discover(tmp_path)}
+
+    assert items == {
+        "me/pipe": (["model_index.json", "unet/model.sig"], tmp_path / "me/pipe/model.sig"),
+        "one/ink": (["ink.safetensors"], tmp_path / "one/model.sig"),
+        "two/ink": (["ink.safetensors"], None),
+        "two/oil": (["oil.safetensors"], None),
+    }
+
+
+@pytest.mark.parametrize("mark", ["model_index.json", "ink.txt"])
+def test_a_signature_that_is_a_link_out_of_the_folder_is_refused(tmp_path, mark):
+    outside = touch(tmp_path / "outside.sig")
+    touch(tmp_path / "in/ink.safetensors")
+    touch(tmp_path / "in" / mark, "{}")
+    (tmp_path / "in/model.sig").symlink_to(outside)
+
+    (item,) = discover(tmp_path / "in")
+
+    assert item.refused.startswith("model.sig is a link to")
+
+
 def test_a_diffusers_folder_is_one_model(tmp_path):
     touch(tmp_path / "me/pipe/model_index.json", "{}")
     touch(tmp_path / "me/pipe/unet/diffusion_pytorch_model.safetensors")

@@ -54,7 +54,7 @@ from modelgrove_plugins.verify.reading import matrices_of
 ZOO = Path(modelgrove_analyzers.__file__).parent / "zoo/data"
 LORA, OTHER = "whale-e07bb677", "crown-9e1f1047"
 TESTED, TUNED = 41, 64
-STRANGER_STEPS = 100
+STRANGER_STEPS, TUNING_STEPS = 20, 30
 WRONG_KEYS, LEVELS = 100_000, (0.05, 1e-2, 1e-3, 1e-4, 1e-6)
 BITS = 128
 
@@ -171,7 +171,7 @@ def base_part(world: World, folder: Path, pictures: PictureSet, quick: bool) -> 
         attack(f"int{bits}", marked, kind="quantize", bits=bits)
     for share in (0.7,) if quick else (0.3, 0.5, 0.7, 0.9):
         attack(f"prune {share:.0%}", marked, kind="prune", sparsity=share)
-    steps = 4 if quick else 100
+    steps = 4 if quick else TUNING_STEPS
     tunes = [("same task", same_task, 1e-4), ("new task", new_task, 1e-4), ("new task, hard", new_task, 2e-3)]
     for name, shown, rate in tunes[1:2] if quick else tunes:
         attack(f"fine-tune {steps}, {name}", marked, kind="fine-tune", pictures=shown, steps=steps, rate=rate)
@@ -190,7 +190,7 @@ def base_part(world: World, folder: Path, pictures: PictureSet, quick: bool) -> 
     ]
     attack(f"average of {len(copies)} users' copies", *copies, kind="average")
     whole = attack("prune 50%, fine-tuned", attack("prune 50%", marked, kind="prune", sparsity=0.5), kind="fine-tune",
-                   pictures=new_task, steps=100, rate=1e-4)  # fmt: skip
+                   pictures=new_task, steps=TUNING_STEPS, rate=1e-4)  # fmt: skip
     whole = attack("… and permuted", whole, kind="permute")
     attack("… and int4", whole, kind="quantize", bits=4)
 

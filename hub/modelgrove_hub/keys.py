@@ -18,6 +18,7 @@ from pathlib import Path
 from sqlmodel import Session, col, select
 
 from modelgrove_hub.errors import ConflictError, DataError, NotFoundError, UsageError
+from modelgrove_hub.registry.database import take_turn
 from modelgrove_hub.registry.events import record
 from modelgrove_hub.settings import Settings
 from modelgrove_hub.store.disk import storage_errors
@@ -59,6 +60,7 @@ def new_key(session: Session, config: Settings, name: str, bits: int = BITS) -> 
     """
     if not name.strip() or _looks_like_id(name):
         raise UsageError(f"a key cannot be called {name!r}: give a name that is no row of hexadecimal digits")
+    take_turn(session)  # two of one name cannot be made at once
     if any(key.name == name for key in list_keys(session)):
         raise ConflictError(f"a key is called {name!r} already: see `modelgrove key show {name}`")
     secret = secrets.token_bytes(SECRET_BYTES)
@@ -70,9 +72,7 @@ def new_key(session: Session, config: Settings, name: str, bits: int = BITS) -> 
             file.write(secret.hex() + "\n")
             file.flush()
             os.fsync(file.fileno())
-    event = record(session, _ACTION, public, name=name, bits=bits)
-    session.flush()
-    return _key(event)
+    return _key(record(session, _ACTION, public, name=name, bits=bits))
 
 
 def list_keys(session: Session) -> list[CommittedKey]:

@@ -159,14 +159,14 @@ def test_an_experts_weights_and_a_jobs_artefacts_are_named(eager: Hub) -> None:
 def test_a_table_that_learns_to_name_blobs_is_found_by_itself() -> None:
     columns = {str(column) for column in naming_columns()}
 
-    assert columns == {"revision_file.sha256", "revision_file.manifest", "expert.blob"}
+    assert columns == {"revision_file.sha256", "revision_file.manifest", "expert.blob", "attestation.sha256"}
     assert RevisionFile.__tablename__ in SQLModel.metadata.tables
 
 
 def test_a_dead_jobs_folder_goes_and_a_running_jobs_stays(hub: Hub, eager: Hub) -> None:
     with hub.transaction() as session:
         session.add(Job(id="alive", plugin="p", state=JobState.RUNNING, idempotency_key="1"))
-    for name in ("alive-1", "dead-2"):
+    for name in ("alive-1", "dead-2", "signing_x"):
         folder = hub.settings.home / "tmp" / name
         folder.mkdir(parents=True)
         (folder / "half.safetensors").write_bytes(b"x")

@@ -14,10 +14,11 @@ from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.discover import Found
 from modelgrove_hub.ingest.prepare import prepare
 from modelgrove_hub.ingest.register import Stored, register, store
-from modelgrove_hub.jobs.statement import make_statement, materials
+from modelgrove_hub.jobs.statement import make_statement
 from modelgrove_hub.plugins import find_plugin
 from modelgrove_hub.registry.attestations import attest
 from modelgrove_hub.registry.blobs import name_blobs
+from modelgrove_hub.registry.inputs import RegisteredModel
 from modelgrove_hub.registry.lineage import add_edge
 from modelgrove_hub.registry.names import clean_name, free_name
 from modelgrove_hub.tables import AttestationKind, Blob, Job, Model, Revision
@@ -33,7 +34,9 @@ class StoredOutput:
     """The statement of where it comes from."""
 
 
-def store_outputs(hub: Hub, job: Job, result: Result, folder: Path) -> list[StoredOutput]:
+def store_outputs(
+    hub: Hub, job: Job, result: Result, folder: Path, inputs: Sequence[RegisteredModel]
+) -> list[StoredOutput]:
     """Hash, recognise and store every output of `result` under `folder`, and state where it comes from.
 
     Slow; no transaction is open.
@@ -44,8 +47,6 @@ def store_outputs(hub: Hub, job: Job, result: Result, folder: Path) -> list[Stor
     """
     stored = []
     plugin = find_plugin(job.plugin, hub.settings)
-    with hub.reading() as session:
-        read = materials(session, job)
     for output in result.outputs:
         prepared = prepare(_found(job, output, folder))
         if names := prepared.not_finite:
@@ -54,7 +55,7 @@ def store_outputs(hub: Hub, job: Job, result: Result, folder: Path) -> list[Stor
                 "nothing was registered; check its inputs with `modelgrove show`"
             )
         kept = store(hub, prepared, "hardlink")
-        statement = hub.store.put_bytes(make_statement(job, plugin, read, kept.files))
+        statement = hub.store.put_bytes(make_statement(job, plugin, inputs, kept.files))
         stored.append(StoredOutput(output, kept, Blob(sha256=statement.sha256, size=statement.size)))
     return stored
 

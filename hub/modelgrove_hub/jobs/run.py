@@ -13,10 +13,10 @@ import logging
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlmodel import col, select
 
@@ -29,6 +29,9 @@ from modelgrove_hub.jobs.lease import Lease, LostLease
 from modelgrove_hub.plugins import check_params, find_plugin, get_plugin
 from modelgrove_hub.registry.blobs import name_blobs
 from modelgrove_hub.tables import Blob, Job, JobState
+
+if TYPE_CHECKING:
+    from modelgrove_hub.registry.inputs import RegisteredModel
 
 LOG = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
@@ -123,14 +126,15 @@ def _guarded(
 def _attempt(hub: Hub, job: Job, lease: Lease, folder: Path, on_progress: OnProgress | None) -> None:
     plugin = get_plugin(job.plugin, hub.settings)
     params = check_params(plugin, job.params)
-    with JobContext(_inputs(hub, job), job.idempotency_key, folder, lease, on_progress) as context:
+    inputs = _inputs(hub, job)
+    with JobContext(inputs, job.idempotency_key, folder, lease, on_progress) as context:
         context.log(f"attempt {job.attempts} of {job.plugin} by {lease.owner}")
         result = plugin().run(context, params)
         _check(plugin, result)
-    _complete(hub, job, lease, result, context.out)
+    _complete(hub, job, lease, result, context.out, inputs)
 
 
-def _inputs(hub: Hub, job: Job) -> list[Any]:
+def _inputs(hub: Hub, job: Job) -> list[RegisteredModel]:
     if not job.inputs:
         return []
     from modelgrove_hub.registry.inputs import load_input
@@ -148,7 +152,7 @@ def _check(plugin: type[Plugin], result: object) -> None:
         raise PluginError(f"the report of plugin {name!r} is not JSON: {error}") from error
 
 
-def _complete(hub: Hub, job: Job, lease: Lease, result: Result, out: Path) -> None:
+def _complete(hub: Hub, job: Job, lease: Lease, result: Result, out: Path, inputs: Sequence[RegisteredModel]) -> None:
     """Blobs first, while no transaction is open; then the rows and "done" together, or not at all."""
     artefacts = {name: hub.store.put(_kept(job, out, name), mode="hardlink") for name in result.artefacts}
     for name in (name for output in result.outputs for name in output.files):
@@ -157,7 +161,7 @@ def _complete(hub: Hub, job: Job, lease: Lease, result: Result, out: Path) -> No
     if result.outputs:
         from modelgrove_hub.ingest.outputs import register_outputs, store_outputs
 
-        stored = store_outputs(hub, job, result, out)
+        stored = store_outputs(hub, job, result, out, inputs)
     lease.check()
     outputs: dict[str, Any] = {"report": dict(result.report), "models": []}
     outputs["artefacts"] = {name: blob.sha256 for name, blob in artefacts.items()}

@@ -6,18 +6,17 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from sqlmodel import Session, select
+from typing import Any
 
 from modelgrove_hub.jobs.context import seed_of
 from modelgrove_hub.plugins import PluginState
 from modelgrove_hub.registry.digest import digest_of
-from modelgrove_hub.tables import Job, Model, Revision, RevisionFile, now
+from modelgrove_hub.registry.inputs import RegisteredModel
+from modelgrove_hub.tables import Job, now
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
@@ -26,28 +25,7 @@ BUILD = "modelgrove:job/v1"
 _VERSIONS = ("modelgrove", "torch", "numpy", "diffusers")
 
 
-class Material(NamedTuple):
-    """A file that the job read."""
-
-    model: str
-    revision: str
-    path: str
-    sha256: str
-
-
-def materials(session: Session, job: Job) -> list[Material]:
-    """Every file of the job's inputs, in their order."""
-    found = []
-    for number in job.inputs:
-        revision = session.get(Revision, number)
-        model = session.get(Model, revision.model_id) if revision else None
-        if revision is not None and model is not None:
-            files = select(RevisionFile).where(RevisionFile.revision_id == number).order_by(RevisionFile.path)
-            found += [Material(model.name, revision.digest, file.path, file.sha256) for file in session.exec(files)]
-    return found
-
-
-def make_statement(job: Job, plugin: PluginState, read: Sequence[Material], files: Mapping[str, str]) -> bytes:
+def make_statement(job: Job, plugin: PluginState, inputs: Sequence[RegisteredModel], files: Mapping[str, str]) -> bytes:
     """The statement about `files` (path in the model → sha256) that the job, which still runs, has written.
 
     The parameters are those of the job's row: what a plugin declares secret has never been in it.
@@ -57,7 +35,7 @@ def make_statement(job: Job, plugin: PluginState, read: Sequence[Material], file
             "buildType": BUILD,
             "externalParameters": {"plugin": job.plugin, "params": job.params, "target": job.target},
             "internalParameters": {"seed": seed_of(job.idempotency_key), "attempt": job.attempts},
-            "resolvedDependencies": [*map(_input, read), _code(plugin)],
+            "resolvedDependencies": [*_materials(inputs), _code(plugin)],
         },
         "runDetails": {
             "builder": {"id": f"modelgrove:worker/{job.owner}", "version": _versions()},
@@ -73,12 +51,14 @@ def make_statement(job: Job, plugin: PluginState, read: Sequence[Material], file
     return json.dumps(statement, sort_keys=True).encode()
 
 
-def _input(material: Material) -> dict[str, Any]:
-    return {
-        "name": f"{material.model}/{material.path}",
-        "digest": {"sha256": material.sha256},
-        "annotations": {"model": material.model, "revision": material.revision},
-    }
+def _materials(inputs: Sequence[RegisteredModel]) -> Iterator[dict[str, Any]]:
+    """Every file of every input, and of the bases that the plugin could read as well."""
+    bases = {model.base.revision_id: model.base for model in inputs if model.base}
+    for role, models in (("input", inputs), ("base", bases.values())):
+        for model in models:
+            told = {"role": role, "model": model.name, "revision": digest_of(model.hashes)}
+            for path, sha256 in sorted(model.hashes.items()):
+                yield {"name": f"{model.name}/{path}", "digest": {"sha256": sha256}, "annotations": told}
 
 
 def _code(plugin: PluginState) -> dict[str, Any]:

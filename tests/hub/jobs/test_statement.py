@@ -19,11 +19,14 @@ from modelgrove_hub.cli.show import show
 from modelgrove_hub.ingest import outputs
 from modelgrove_hub.jobs import rows
 from modelgrove_hub.jobs.run import run_job, run_local
+from modelgrove_hub.jobs.statement import make_statement
+from modelgrove_hub.plugins import PluginState, State
 from modelgrove_hub.registry.digest import digest_of
 from modelgrove_hub.registry.events import check_chain, list_events
+from modelgrove_hub.registry.inputs import RegisteredModel
 from modelgrove_hub.registry.models import files_of, find_revision, remove
 from modelgrove_hub.store.fsck import check
-from modelgrove_hub.tables import Attestation, Model, RevisionFile
+from modelgrove_hub.tables import Attestation, Job, Model, RevisionFile, now
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -63,7 +66,7 @@ def test_the_statement_tells_files_inputs_plugin_parameters_seed_worker_and_time
         {
             "name": "ann/flower/model.safetensors",
             "digest": {"sha256": read[0]["sha256"]},
-            "annotations": {"model": "ann/flower", "revision": source.digest},
+            "annotations": {"role": "input", "model": "ann/flower", "revision": source.digest},
         }
     ]
     module = FIXTURES / "stranger.py"
@@ -82,6 +85,27 @@ def test_the_statement_tells_files_inputs_plugin_parameters_seed_worker_and_time
 
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_the_base_that_the_plugin_could_read_is_told_once() -> None:
+    base = _model("ann/base", 1, None)
+    inputs = [_model("ann/one", 2, base), _model("ann/two", 3, base)]
+    job = Job(id="1", plugin="merger.sum", idempotency_key="k", started_at=now())
+
+    plugin = PluginState("sum", "merger", State.OK, "", "nobody-has-this")
+    build = json.loads(make_statement(job, plugin, inputs, {"x": "0" * 64}))["predicate"]["buildDefinition"]
+
+    *read, code = build["resolvedDependencies"]
+    told = [(entry["annotations"]["role"], entry["name"]) for entry in read]
+    assert told == [("input", "ann/one/w.bin"), ("input", "ann/two/w.bin"), ("base", "ann/base/w.bin")]
+    assert read[2]["annotations"]["revision"] == digest_of({"w.bin": "1" * 64})
+    assert code["uri"] == "pkg:pypi/nobody-has-this@unknown"
+    assert "sources" not in code["annotations"]
+
+
+def _model(name: str, number: int, base: RegisteredModel | None) -> RegisteredModel:
+    hashes = {"w.bin": str(number) * 64}
+    return RegisteredModel(name, "sd1", "lora", number, {}, "", (), {"w.bin": Path("w.bin")}, base, hashes)
 
 
 def test_a_worker_killed_before_the_end_leaves_no_row_and_one_killed_after_it_all(hub, twice, monkeypatch) -> None:

@@ -194,6 +194,32 @@ class TestNetworks:
             run_plugin(WeightMark(), [FolderModel(tmp_path / "small.safetensors")], tmp_path / "r", {"key": place.ours})
 
 
+class TestNames:
+    def test_a_single_file_is_read_like_the_folder_it_was_made_from(self, place, verify, tmp_path):
+        """Stability's names of the same matrices, which convert a marked folder to one file."""
+        names = {
+            "down_blocks.0.attentions.0.proj_in": "input_blocks.1.1.proj_in",
+            "mid_block.resnets.0.conv1": "middle_block.0.in_layers.2",
+            "up_blocks.1.resnets.0.conv2": "output_blocks.3.0.out_layers.3",
+        }
+        generator = torch.Generator().manual_seed(0)
+        folder = tmp_path / "folder/unet"
+        folder.mkdir(parents=True)
+        shape = (128, 192)
+        save_file(
+            {f"{name}.weight": torch.randn(shape, generator=generator) for name in names},
+            folder / "diffusion_pytorch_model.safetensors",
+        )
+        (folder.parent / "model_index.json").write_text("{}")
+        run_plugin(WeightMark(), [FolderModel(folder.parent)], tmp_path / "run", {"key": place.ours})
+        marked = load_file(tmp_path / "run/out" / UNET)
+        save_file(
+            {f"model.diffusion_model.{theirs}.weight": marked[f"{ours}.weight"] for ours, theirs in names.items()},
+            tmp_path / "single.safetensors",
+        )
+        assert full(verify(FolderModel(tmp_path / "single.safetensors", name="single")))
+
+
 class TestHiddenUnits:
     def outputs(self, model, folder):
         network = open_painter(model, folder).networks["unet"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, func, or_, select
 
 from modelgrove_hub.errors import ConflictError, DataError, NotFoundError, UsageError
 from modelgrove_hub.registry.database import take_turn
@@ -129,9 +129,17 @@ def secret_file(config: Settings, public: str) -> Path:
 
 
 def registered_at(session: Session, revision_id: int) -> datetime | None:
-    """When a revision was registered here; None if it is not."""
+    """When what a revision holds was first registered here, under any name; None if it is not.
+
+    Otherwise a model would become younger than a key by being registered again.
+    """
     revision = session.get(Revision, revision_id)
-    return revision.created_at if revision else None
+    if revision is None:
+        return None
+    same = [Revision.digest == revision.digest]
+    if revision.values_hash is not None:
+        same.append(Revision.values_hash == revision.values_hash)
+    return session.exec(select(func.min(Revision.created_at)).where(or_(*same))).one()
 
 
 def _looks_like_id(text: str) -> bool:

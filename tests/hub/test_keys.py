@@ -76,8 +76,20 @@ def test_a_secret_that_is_elsewhere_or_another_one_is_said(hub, make):
         read_secret(hub.settings, replace(key, name="other"))
 
 
-def test_when_a_revision_was_registered(hub, register):
+def test_when_a_revision_was_first_registered(hub, register):
     revision = register("a/model")
     with hub.reading() as session:
         assert registered_at(session, revision.id) == revision.created_at
         assert registered_at(session, 999) is None
+
+
+def test_the_same_content_under_another_name_is_as_old_as_the_first(hub, register):
+    """Or a model would become younger than a key by being registered again."""
+    first, again, other = register("a/model"), register("b/copy"), register("c/other", fill=2.0)
+    with hub.transaction() as session:
+        for revision in (first, again, other):
+            revision.values_hash = "v" * 64 if revision is not other else "w" * 64
+            session.add(revision)
+    with hub.reading() as session:
+        assert registered_at(session, again.id) == first.created_at < again.created_at
+        assert registered_at(session, other.id) == other.created_at

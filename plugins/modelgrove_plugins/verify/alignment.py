@@ -128,7 +128,7 @@ class Aligned:
         self.moved, self.units = 0, 0
         groups = [units for units in units_of(mine) if all(_fits(mine, theirs, side.tensor) for side in units.sides)]
         for number, units in enumerate(groups):
-            context.progress(0.3 * number / len(groups), f"aligning {units.name}")
+            context.progress(0.5 + 0.1 * number / len(groups), f"aligning {units.name}")
             self._align(units, mine, theirs)
 
     def read(self, name: str, values: Tensor) -> Tensor:

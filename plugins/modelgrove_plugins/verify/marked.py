@@ -20,7 +20,6 @@ from modelgrove_hub.errors import UsageError
 from modelgrove_plugins.verify.alignment import Aligned
 from modelgrove_plugins.verify.measuring import (
     KEY,
-    by_name,
     committed,
     measure,
     plain,
@@ -153,7 +152,8 @@ def _checked(context: Context, reference: InputModel, key: MarkKey) -> dict[str,
 
 def _differences(model: InputModel, reference: InputModel, aligned: Aligned) -> Weight:
     """What a matrix is less the reference's share in it, in units of its own size; whole where there is none."""
-    theirs, mine = by_name(matrices_of(reference)), carrying_slots(model)
+    theirs = {matrix.name: matrix for matrix in matrices_of(reference)}
+    mine = carrying_slots(model)
 
     def difference(matrix: Matrix) -> tuple[Tensor | LowRank, float | None]:
         from modelgrove_kernels.weight_mark import rms

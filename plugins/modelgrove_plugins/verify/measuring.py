@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from modelgrove_hub.contracts import Context, InputModel, LazyTensor
@@ -130,8 +130,3 @@ def rounded_to(bits: int) -> Callable[[LazyTensor], Tensor]:
         return unpack(pack(values, bits, None if bits == 8 else 64), tensor.name)
 
     return change
-
-
-def by_name(matrices: Iterable[Matrix]) -> Mapping[str, Matrix]:
-    """Matrices by their names."""
-    return {matrix.name: matrix for matrix in matrices}

@@ -37,8 +37,6 @@ class Matrix:
     shape: tuple[int, int]
     read: Callable[[], Tensor | LowRank]
     """Float32. Raises DataError if a value is not finite."""
-    tensor: str
-    """The tensor that it is, or is a part of; of an adapter its module."""
 
 
 def matrices_of(model: InputModel) -> list[Matrix]:
@@ -56,10 +54,7 @@ def matrices_of(model: InputModel) -> list[Matrix]:
 
 def network_matrices(model: InputModel) -> list[Matrix]:
     """Of a checkpoint; packed tensors are there as what they stand for."""
-    return [
-        Matrix(name, slot.shape, partial(read_slot, slot), slot.tensor.name)
-        for name, slot in carrying_slots(model).items()
-    ]
+    return [Matrix(name, slot.shape, partial(read_slot, slot)) for name, slot in carrying_slots(model).items()]
 
 
 def carrying_slots(model: InputModel) -> dict[str, Slot]:
@@ -81,7 +76,7 @@ def adapter_matrices(model: InputModel) -> list[Matrix]:
                 "weights. Bake it into its base, and look there"
             )
         if update.parameter == "weight" and update.shape and carries(update):
-            found.append(Matrix(slot_name(name), update.shape, partial(read_update, update), name))
+            found.append(Matrix(slot_name(name), update.shape, partial(read_update, update)))
     return found
 
 

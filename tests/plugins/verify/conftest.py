@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -26,6 +27,8 @@ def place(tmp_path_factory) -> Iterator[SimpleNamespace]:
         settings.cache_clear()
         hub = Hub.open()
         upgrade(hub.settings.database)
+        # Not random here: tests say the same in every run.
+        patch.setattr("modelgrove_hub.keys.secrets.token_bytes", Random(0).randbytes)
         with hub.transaction() as session:
             keys = [new_key(session, hub.settings, name) for name in ("ours", "second")]
         yield SimpleNamespace(folder=folder, hub=hub, ours=keys[0].id, second=keys[1].id)

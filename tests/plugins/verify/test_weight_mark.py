@@ -325,10 +325,12 @@ class TestAdapters:
         other = lora(place.folder / "plain", "other", seed=9)
         run_plugin(get_plugin("merger.sum")(), [adapter[1], other], tmp_path, {})
         report = verify(FolderModel(tmp_path / "out", name="sum", adapter_type="lora"))
-        assert report["reading"]["accuracy"] > 0.98
+        assert report["reading"]["accuracy"] > 0.95
+        assert report["decision"] == "verified"
 
     def test_baked_into_its_base_it_is_found_in_the_difference(self, place, verify, pipeline, tmp_path):
-        base = {f"{module}.weight": torch.randn(shape) * 0.05 for module, shape in LORA.items()}
+        generator = torch.Generator().manual_seed(4)
+        base = {f"{module}.weight": torch.randn(shape, generator=generator) * 0.05 for module, shape in LORA.items()}
         save_file(base, tmp_path / "unet.safetensors")
         checkpoint = FolderModel(tmp_path / "unet.safetensors", name="base")
         plain = lora(tmp_path, "plain")

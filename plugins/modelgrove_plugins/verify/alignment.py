@@ -111,9 +111,11 @@ def _units(stem: str, rule: _Rule, tensors: Mapping[str, LazyTensor]) -> Units |
     block = {"conv2": count // _NORM_GROUPS, "ff.net.2": count}.get(rule.reader, _HEAD)
     if not block or count % block:
         return None
-    gated = any(side.copy for side in sides)
-    linear = rule.layers[0] in ("to_v", "to_q") or (rule.reader == "ff.net.2" and gated)
+    gated, attention = any(side.copy for side in sides), rule.layers[0] in ("to_v", "to_q")
+    if attention and gated:
+        return None  # heads that share keys and values
     # The first half of a gated layer (GEGLU) is linear, the second is not.
+    linear = attention or (rule.reader == "ff.net.2" and gated)
     up = tuple(side for side in sides if side.tensor.startswith(f"{stem}{rule.layers[0]}.") and not side.copy)
     down = tuple(side for side in sides if side.tensor.startswith(f"{stem}{rule.reader}."))
     return Units(stem + rule.layers[0], count, block, tuple(sides), *((up, down) if linear else ()))

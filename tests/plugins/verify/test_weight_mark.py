@@ -19,7 +19,7 @@ from modelgrove_hub.registry.models import find_revision
 from modelgrove_hub.tables import Event, Revision
 from modelgrove_hub.testing import FolderModel, LocalContext, run_plugin
 from modelgrove_plugins.preview.diffusers import open_painter
-from modelgrove_plugins.verify.alignment import Aligned
+from modelgrove_plugins.verify.alignment import Aligned, dense_tensors, units_of
 from modelgrove_plugins.verify.mark import WeightMark
 from modelgrove_plugins.verify.measuring import committed, measure, read_bits
 from modelgrove_plugins.verify.reading import carrying_slots, matrices_of
@@ -236,6 +236,31 @@ class TestHiddenUnits:
         # Float16 weights: rescaled ones are rounded anew.
         assert float((after - before).norm() / before.norm()) < 2e-3
         assert attacked.report["change"] > 0.3
+
+    def test_channels_inside_a_residual_block_keep_to_their_norm_groups(self, attack, tmp_path):
+        from diffusers.models.resnet import ResnetBlock2D
+
+        torch.manual_seed(0)
+        block = ResnetBlock2D(in_channels=64, out_channels=64, temb_channels=32, groups=16).eval()
+        stem = "mid_block.resnets.0."
+        for parameter in block.norm2.parameters():  # fresh ones are alike in all channels
+            torch.nn.init.normal_(parameter)
+        save_file({stem + name: value for name, value in block.state_dict().items()}, tmp_path / "block.safetensors")
+        inputs = torch.randn(2, 64, 4, 4), torch.randn(2, 32)
+        with torch.inference_mode():
+            before = block(*inputs)
+            attacked = attack(FolderModel(tmp_path / "block.safetensors"), kind="permute")
+            written = load_file(attacked.files()["block.safetensors"])
+            moved = {name.removeprefix(stem): value for name, value in written.items()}
+            assert not torch.equal(moved["conv1.weight"], block.conv1.weight)
+            block.load_state_dict(moved)
+            assert torch.allclose(block(*inputs), before, atol=1e-5)  # sums in another order
+
+    def test_heads_that_share_keys_are_left_alone(self, tmp_path):
+        shapes = {"to_q": (64, 32), "to_k": (16, 32), "to_v": (16, 32), "to_out.0": (32, 64)}
+        file = tmp_path / "a.safetensors"
+        save_file({f"attn.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}, file)
+        assert list(units_of(dense_tensors(FolderModel(file)))) == []
 
     def test_re_aligned_to_the_unmarked_reference_the_mark_is_back(self, layers, attack, verify):
         plain, marked = layers

@@ -117,6 +117,12 @@ class TestNetworks:
         assert report["change"] == {"relative": report["change"]["relative"], "matrices": len(before), "weights": size}
         assert (sum(shares.values()) / size) ** 0.5 == pytest.approx(report["change"]["relative"], rel=0.01)
 
+    def test_what_the_mark_does_to_the_output_is_told(self, place, pipeline, tmp_path):
+        run = run_plugin(WeightMark(), [pipeline], tmp_path, {"key": place.ours, "margin": 0.5})
+        assert 0 < run.report["fidelity"]["error"] < 0.1
+        assert run.artefacts == ("sheet.png",)
+        assert (tmp_path / "out/sheet.png").is_file()
+
     def test_small_tensors_and_other_files_stay(self, network, pipeline):
         marked, _ = network
         old, new = load_file(pipeline.files()[UNET]), load_file(marked.files()[UNET])

@@ -96,11 +96,15 @@ def _tell_mark(report: Mapping[str, Any]) -> None:
 def _tell_verdict(report: Mapping[str, Any]) -> None:
     click.echo(report.get("decision", "no decision was reported"))
     if "reading" in report:
-        say(f"{_bits(report['reading'])}: p = 10^{report['reading']['log10_p']:.1f}, "
-            f"over {report['hypotheses']:.3g} hypotheses 10^{report['log10_corrected_p']:.1f}")  # fmt: skip
+        read = report["reading"]
+        sign = " (inverted)" if read["inverted"] and report["decision"] == "verified" else ""
+        say(
+            f"{_bits(read)}{sign}: p = 10^{read['log10_p']:.1f}, "
+            f"over {report['hypotheses']:.3g} hypotheses 10^{report['log10_corrected_p']:.1f}"
+        )
     if "claim" in report:
         say(f"claim: {report['claim']}")
 
 
 def _bits(read: Mapping[str, Any]) -> str:
-    return f"{read['agreeing']} of {read['bits']} bits agree" + (", inverted" if read["inverted"] else "")
+    return f"{read['agreeing']} of {read['bits']} bits agree"

@@ -41,3 +41,9 @@ def own_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     yield opened
     opened.engine.dispose()
     settings.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def pickled() -> ModuleType:
+    """The module `pickled.py` beside this file: pickles of plain weights, and hostile ones."""
+    return _load(Path(__file__).with_name("pickled.py"))

@@ -31,9 +31,14 @@ _MODES = click.Choice(["reference", "hardlink", "copy"])
 @click.option(
     "--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Processes that hash and recognise."
 )
+@click.option(
+    "--convert-pickles", is_flag=True, help="Make safetensors of plain pickles, read in a confined process (Linux)."
+)
 @dry_run_option
 @json_option
-def ingest(paths: tuple[Path, ...], mode: Any, workers: int, dry_run: bool, as_json: bool) -> None:
+def ingest(
+    paths: tuple[Path, ...], mode: Any, workers: int, convert_pickles: bool, dry_run: bool, as_json: bool
+) -> None:
     """Register every model under PATHS; running it again only reads what changed."""
     from modelgrove_hub.formats.texts import one_line
     from modelgrove_hub.ingest.discover import discover
@@ -53,22 +58,24 @@ def ingest(paths: tuple[Path, ...], mode: Any, workers: int, dry_run: bool, as_j
                 click.echo(one_line(f"{model.name}  {model.root}"))
         return
     results = []
-    for item in run(open_hub(), paths, mode, workers):
+    hub = open_hub()
+    for item in run(hub, paths, mode, workers, convert_pickles=convert_pickles or hub.settings.convert_pickles):
         results.append(item)
         if not as_json:
             click.echo(_line(item))
     counts = Counter(item.outcome for item in results)
     if as_json:
         print_json({"models": [asdict(item) for item in results], "counts": counts})
-    say(f"{counts['new']} new, {counts['known']} known, {counts['refused']} refused")
+    rest = "".join(f", {counts[what]} {what}" for what in ("converted", "unconverted") if counts[what])
+    say(f"{counts['new']} new, {counts['known']} known, {counts['refused']} refused{rest}")
     if results and counts["refused"] == len(results):
         raise DataError(f"nothing could be registered: all {len(results)} models were refused")
 
 
 def _line(item: Ingested) -> str:
-    if item.outcome == "refused":
+    if item.outcome in ("refused", "unconverted"):
         reason = item.reason if item.path in item.reason else f"{item.path}: {item.reason}"
-        return f"refused  {reason}"
+        return f"{item.outcome}  {reason}"
     doubt = "" if item.trust == "ok" else item.trust
     broken = f"({item.not_finite} tensors hold NaN or infinite values)" if item.not_finite else ""
     facts = " ".join(fact for fact in (item.kind, item.adapter_type, item.family, doubt, broken) if fact)

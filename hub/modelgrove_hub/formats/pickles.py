@@ -77,7 +77,7 @@ def inspect_pickle(file: BinaryIO, size: int) -> PickleReport:
 
 
 def _inspect_zip(file: BinaryIO, size: int) -> PickleReport:
-    if _directory_size(file, size) > MAX_DIRECTORY:
+    if directory_size(file, size) > MAX_DIRECTORY:
         return PickleReport("zip archive with an oversized directory")
     try:
         with zipfile.ZipFile(file) as archive:
@@ -95,8 +95,8 @@ def _inspect_zip(file: BinaryIO, size: int) -> PickleReport:
         return PickleReport("damaged zip archive")
 
 
-def _directory_size(file: BinaryIO, size: int) -> int:
-    """What the zip's last record claims for its directory; more than allowed when there is none."""
+def directory_size(file: BinaryIO, size: int) -> int:
+    """Bytes that a zip's last record claims for its directory; more than `MAX_DIRECTORY` when there is none."""
     tail = _read_at(file, max(0, size - 65_557), 65_557)
     at = tail.rfind(_END_OF_DIRECTORY)
     if at < 0:

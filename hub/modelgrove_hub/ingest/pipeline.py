@@ -13,14 +13,14 @@ from pathlib import Path
 
 from sqlmodel import Session, col, select
 
-from modelgrove_hub.errors import DataError, ModelgroveError, UsageError
+from modelgrove_hub.errors import DataError, ModelgroveError, NotFoundError, UsageError
 from modelgrove_hub.formats.texts import one_line
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES, Found, data_of, discover
 from modelgrove_hub.ingest.prepare import Prepared, prepare
 from modelgrove_hub.ingest.register import Mode, register, store
 from modelgrove_hub.registry.trees import settle
-from modelgrove_hub.tables import Blob, Model, Revision, RevisionFile
+from modelgrove_hub.tables import Blob, Model, Revision, RevisionFile, Trust
 
 _AHEAD = 32
 """Models prepared ahead of registration: bounds memory, keeps the workers busy."""
@@ -28,7 +28,10 @@ _AHEAD = 32
 
 @dataclass(frozen=True)
 class Ingested:
-    """What became of one model on disk: "new", "known" or "refused" (then `reason` says why)."""
+    """What became of one model on disk: "new", "known" or "refused" (then `reason` says why).
+
+    "converted" is a second model, made of its pickles; "unconverted" says why there is none.
+    """
 
     path: str
     outcome: str
@@ -42,11 +45,14 @@ class Ingested:
     reason: str = ""
 
 
-def ingest(hub: Hub, paths: Iterable[Path], mode: Mode, workers: int = 1) -> Iterator[Ingested]:
+def ingest(
+    hub: Hub, paths: Iterable[Path], mode: Mode, workers: int = 1, *, convert_pickles: bool = False
+) -> Iterator[Ingested]:
     """Register every model under `paths`, one result for each, in order.
 
     Files that are registered and unchanged (path, size, time) are not read again. With
-    `workers` > 1 hashing and recognition run in that many processes.
+    `workers` > 1 hashing and recognition run in that many processes. With `convert_pickles` each
+    quarantined model of pickles has a second result, for what was made of it (`ingest.conversion`).
     """
     fresh: list[Found] = []
     for path in paths:
@@ -56,6 +62,7 @@ def ingest(hub: Hub, paths: Iterable[Path], mode: Mode, workers: int = 1) -> Ite
                 fresh.append(found)
             else:
                 yield _result(found, "known", known)
+                yield from _conversion(hub, found, known, convert_pickles)
     families: set[str] = set()
     for found, outcome in _prepared(fresh, workers):
         if isinstance(outcome, str):
@@ -70,9 +77,26 @@ def ingest(hub: Hub, paths: Iterable[Path], mode: Mode, workers: int = 1) -> Ite
             model, _, created = register(session, stored)
         families.add(model.family)
         yield _result(found, "new" if created else "known", model, len(outcome.not_finite))
+        yield from _conversion(hub, found, model, convert_pickles)
     for family in families:  # the first of a tree have less to be compared with than the last
         with hub.transaction() as session:
             settle(session, hub.store, family)
+
+
+def _conversion(hub: Hub, found: Found, model: Model, wanted: bool) -> Iterator[Ingested]:
+    if not wanted or model.trust != Trust.QUARANTINED:
+        return
+    from modelgrove_hub.ingest.conversion import convert, keep_reason
+
+    try:
+        made = convert(hub, found, model)
+    except (DataError, NotFoundError) as error:
+        reason = one_line(str(error))
+        keep_reason(hub, model, reason)
+        yield Ingested(one_line(str(found.root)), "unconverted", model.name, reason=reason)
+    else:
+        if made is not None:
+            yield _result(found, "converted", made)
 
 
 def _prepared(fresh: list[Found], workers: int) -> Iterator[tuple[Found, Prepared | str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,8 @@ STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "https://slsa.dev/provenance/v1"
 BUILD = "modelgrove:job/v1"
 """The kind of build that docs/trust.md describes: a job of a plugin."""
+CONVERSION = "modelgrove:conversion/v1"
+"""The other kind: the tensors of a pickle, written as safetensors when it was ingested."""
 _VERSIONS = ("modelgrove", "torch", "numpy", "diffusers")
 
 
@@ -46,6 +49,32 @@ def make_statement(job: Job, plugin: PluginState, inputs: Sequence[RegisteredMod
             },
         },
     }
+    return _statement(files, predicate)
+
+
+def conversion_statement(
+    name: str, hashes: Mapping[str, str], reports: Mapping[str, Any], files: Mapping[str, str]
+) -> bytes:
+    """The statement about `files` that were made of the pickles among the files (`hashes`) of the model `name`.
+
+    `reports` has, by pickle, what its conversion left out.
+    """
+    predicate = {
+        "buildDefinition": {
+            "buildType": CONVERSION,
+            "externalParameters": {},
+            "internalParameters": {"pickles": dict(reports)},
+            "resolvedDependencies": list(_files(name, hashes, "input")),
+        },
+        "runDetails": {
+            "builder": {"id": f"modelgrove:ingest/{platform.node()}:{os.getpid()}", "version": _versions()},
+            "metadata": {"finishedOn": now().isoformat()},
+        },
+    }
+    return _statement(files, predicate)
+
+
+def _statement(files: Mapping[str, str], predicate: Mapping[str, Any]) -> bytes:
     subject = [{"name": path, "digest": {"sha256": files[path]}} for path in sorted(files)]
     statement = {"_type": STATEMENT, "subject": subject, "predicateType": PREDICATE, "predicate": predicate}
     return json.dumps(statement, sort_keys=True).encode()
@@ -56,9 +85,14 @@ def _materials(inputs: Sequence[RegisteredModel]) -> Iterator[dict[str, Any]]:
     bases = {model.base.revision_id: model.base for model in inputs if model.base}
     for role, models in (("input", inputs), ("base", bases.values())):
         for model in models:
-            told = {"role": role, "model": model.name, "revision": digest_of(model.hashes)}
-            for path, sha256 in sorted(model.hashes.items()):
-                yield {"name": f"{model.name}/{path}", "digest": {"sha256": sha256}, "annotations": told}
+            yield from _files(model.name, model.hashes, role)
+
+
+def _files(name: str, hashes: Mapping[str, str], role: str) -> Iterator[dict[str, Any]]:
+    """A model's files as dependencies."""
+    told = {"role": role, "model": name, "revision": digest_of(hashes)}
+    for path, sha256 in sorted(hashes.items()):
+        yield {"name": f"{name}/{path}", "digest": {"sha256": sha256}, "annotations": told}
 
 
 def _code(plugin: PluginState) -> dict[str, Any]:

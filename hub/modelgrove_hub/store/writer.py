@@ -69,7 +69,7 @@ class SafetensorsWriter:
         """
         self._check_open()
         entry = self._entry(name, tensor)
-        data = _bytes_of(tensor)
+        data = bytes_of(tensor)
         try:
             with storage_errors(self._path):
                 self._store(entry, data)
@@ -208,7 +208,8 @@ class SafetensorsWriter:
         return struct.pack("<Q", len(text)) + text
 
 
-def _bytes_of(tensor: Tensor) -> memoryview:
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The tensor's values as they are stored, in row-major order."""
     import torch
 
     plain = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from modelgrove_hub.hub import Hub
+    from modelgrove_hub.store.manifest import FileScan
 
 _WEIGHTS = ".safetensors"
 
@@ -56,6 +57,8 @@ class RegisteredModel:
     base: RegisteredModel | None = None
     hashes: Mapping[str, str] = field(default_factory=dict)
     """sha256 of those files whose hashes are known."""
+    manifests: Mapping[str, Path] = field(default_factory=dict)
+    """What ingest measured of those weight files that it scanned: path in the model → manifest on this machine."""
 
     def tensors(self) -> Iterator[ModelTensor]:
         """All tensors of all weight files but spare copies, files by path, tensors in file order.
@@ -90,6 +93,16 @@ class RegisteredModel:
 
         return self.hashes.get(path) or scan_bytes(self.paths[path]).sha256
 
+    def scans(self) -> dict[str, FileScan]:
+        """What ingest measured, by path in the model; nothing of the weights is read.
+
+        Raises:
+            CorruptFileError: a manifest is damaged, or of another version.
+        """
+        from modelgrove_hub.store.manifest import FileScan
+
+        return {path: FileScan.from_json(manifest.read_bytes()) for path, manifest in self.manifests.items()}
+
     def _weights(self) -> list[str]:
         found = [path for path in chosen_weights(self.paths) if path.endswith(_WEIGHTS)]
         if not found:
@@ -113,6 +126,7 @@ def load_input(hub: Hub, revision_id: int) -> RegisteredModel:
         if revision is None or model is None:
             raise NotFoundError(f"no revision with id {revision_id}: its model was removed")
         blobs = _blobs(session, revision_id)
+        manifests = {row.path: hub.store.path(row.manifest) for row, _ in blobs if row.manifest}
         root = _root(session, model)
     if Trust.QUARANTINED in (model.trust, revision.summary.get("trust")):
         reasons = "; ".join(map(str, revision.summary.get("reasons", ()))) or "its files may run code"
@@ -120,9 +134,10 @@ def load_input(hub: Hub, revision_id: int) -> RegisteredModel:
     return RegisteredModel(
         name=model.name, family=model.family, adapter_type=model.adapter_type, revision_id=revision_id,
         summary=revision.summary, card=model.card, tags=tuple(model.tags),
-        paths={path: _local(hub, model.name, path, blob) for path, blob in blobs},
+        paths={row.path: _local(hub, model.name, row.path, blob) for row, blob in blobs},
         base=_base(hub, root) if root is not None else None,
-        hashes={path: blob.sha256 for path, blob in blobs},
+        hashes={row.path: blob.sha256 for row, blob in blobs},
+        manifests={path: file for path, file in manifests.items() if file.exists()},
     )  # fmt: skip
 
 
@@ -141,10 +156,10 @@ def _base(hub: Hub, revision_id: int) -> RegisteredModel | None:
         return None
 
 
-def _blobs(session: Session, revision_id: int) -> list[tuple[str, Blob]]:
-    query = select(RevisionFile.path, Blob).join(Blob, col(Blob.sha256) == col(RevisionFile.sha256))
+def _blobs(session: Session, revision_id: int) -> list[tuple[RevisionFile, Blob]]:
+    query = select(RevisionFile, Blob).join(Blob, col(Blob.sha256) == col(RevisionFile.sha256))
     rows = session.exec(query.where(RevisionFile.revision_id == revision_id).order_by(col(RevisionFile.path)))
-    return [(path, blob) for path, blob in rows]
+    return [(row, blob) for row, blob in rows]
 
 
 def _local(hub: Hub, name: str, path: str, blob: Blob) -> Path:

@@ -152,3 +152,27 @@ def test_spare_copies_of_a_part_are_not_read_beside_it(tmp_path: Path) -> None:
 
     assert [tensor.name for tensor in tensors] == ["unet/weight", "vae/weight"]
     assert all(tensor.read().tolist() == [1.0, 1.0] for tensor in tensors)
+
+
+def test_what_ingest_measured_is_read_from_manifests_alone(tmp_path: Path) -> None:
+    from modelgrove_hub.store.manifest import scan
+
+    file = tmp_path / "model.safetensors"
+    save_file({"weight": torch.ones(2, 3)}, file)
+    measured = scan(file)
+    (tmp_path / "manifest").write_text(measured.to_json(), "utf-8")
+    file.unlink()
+
+    model = RegisteredModel(
+        "net", "tiny", None, 1, {}, "", (), {file.name: file}, manifests={file.name: tmp_path / "manifest"}
+    )
+
+    assert model.scans() == {file.name: measured}
+
+
+def test_a_registered_model_knows_its_manifests(hub: Hub, register) -> None:
+    model = load_input(hub, register("zoo/apple").id)
+
+    assert {path: file.read_bytes() for path, file in model.manifests.items()} == {
+        "model.safetensors": b"manifest of zoo/apple 1.0"
+    }

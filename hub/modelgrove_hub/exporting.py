@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
 from modelgrove_hub.contracts import InputModel
+from modelgrove_hub.entries import usable
 from modelgrove_hub.errors import ConflictError, NotFoundError
 from modelgrove_hub.store.disk import storage_errors
 
@@ -40,7 +40,7 @@ def get_exporter(name: str) -> Exporter:
     Raises:
         NotFoundError: there is none; the message lists those there are.
     """
-    found = {entry.name: entry for entry in entry_points(group=GROUP)}
+    found = usable(GROUP)
     if name not in found:
         raise NotFoundError(f"no export format {name!r}; there are {', '.join(sorted(found)) or 'none'}")
     return cast(Exporter, found[name].load()())

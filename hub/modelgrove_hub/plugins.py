@@ -21,11 +21,11 @@ from pydantic import ValidationError
 
 from modelgrove_hub import contracts
 from modelgrove_hub.contracts import Kind, Params, Plugin
+from modelgrove_hub.entries import OWN, disabled, distribution_of
 from modelgrove_hub.errors import NotFoundError, PluginError, UsageError
 from modelgrove_hub.settings import Settings, settings
 
 GROUP = "modelgrove.plugins"
-OWN = "modelgrove"
 
 
 class State(StrEnum):
@@ -57,7 +57,7 @@ class PluginState:
 def load_plugins(config: Settings | None = None) -> tuple[PluginState, ...]:
     """Every installed plugin with its state, sorted by full name. Never raises for a plugin's fault."""
     config = config or settings()
-    return _load(config.plugins, config.safe_mode, tuple(sys.path))
+    return _load(config.plugins, config.distributions, config.safe_mode, tuple(sys.path))
 
 
 def get_plugin(name: str, config: Settings | None = None) -> type[Plugin]:
@@ -109,28 +109,29 @@ def check_params(plugin: type[Plugin], values: Mapping[str, Any]) -> Params:
 
 
 @cache
-def _load(allowed: str, safe_mode: bool, _path: tuple[str, ...]) -> tuple[PluginState, ...]:
+def _load(allowed: str, distributions: str, safe_mode: bool, _path: tuple[str, ...]) -> tuple[PluginState, ...]:
     # sys.path is a part of the key, so that a distribution on a new path is seen.
+    config = Settings(plugins=allowed, distributions=distributions, safe_mode=safe_mode)
     wanted = frozenset(part.strip() for part in allowed.split(",") if part.strip())
     rivals: dict[str, list[EntryPoint]] = defaultdict(list)
     for entry in entry_points(group=GROUP):
         rivals[entry.name].append(entry)
     return tuple(
-        _examine(entry, [_distribution(rival) for rival in entries if rival is not entry], wanted, safe_mode)
+        _examine(entry, [distribution_of(rival) for rival in entries if rival is not entry], wanted, config)
         for _, entries in sorted(rivals.items())
-        for entry in sorted(entries, key=_distribution)
+        for entry in sorted(entries, key=distribution_of)
     )
 
 
-def _examine(entry: EntryPoint, rivals: Sequence[str], wanted: frozenset[str], safe_mode: bool) -> PluginState:
+def _examine(entry: EntryPoint, rivals: Sequence[str], wanted: frozenset[str], config: Settings) -> PluginState:
     kind, _, name = entry.name.rpartition(".")
-    distribution = _distribution(entry)
+    distribution = distribution_of(entry)
 
     def verdict(state: State, reason: str = "", plugin: type[Plugin] | None = None) -> PluginState:
         return PluginState(name, kind, state, reason, distribution, plugin)
 
-    if safe_mode and distribution != OWN:
-        return verdict(State.DISABLED, "safe mode loads modelgrove's own plugins only")
+    if reason := disabled(distribution, config):
+        return verdict(State.DISABLED, reason)
     if wanted and not wanted & {entry.name, name}:
         return verdict(State.DISABLED, "not in the allow-list (setting `plugins`)")
     if distribution != OWN and OWN in rivals:
@@ -169,10 +170,6 @@ def _fault(plugin: Any, entry_name: str) -> str:
     needed = ("run", "embed") if facts.kind == Kind.EMBEDDER else ("run",)
     missing = [method for method in needed if not callable(getattr(plugin, method, None))]
     return f"has no method `{missing[0]}`" if missing else ""
-
-
-def _distribution(entry: EntryPoint) -> str:
-    return entry.dist.name if entry.dist else "unknown"
 
 
 def _where(error: BaseException) -> str:

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
     )
     plugins: str = Field("", description="Comma-separated allow-list of plugins; empty means all.")
     convert_pickles: bool = Field(False, description="Ingestion converts plain pickles to safetensors, confined.")
+    distributions: str = Field(
+        "", description="Comma-separated allow-list of installed distributions that may add plugins; empty means all."
+    )
     safe_mode: bool = Field(False, description="Load only modelgrove's own plugins.")
     lease_seconds: float = Field(30.0, gt=0, description="A running job is taken back when silent this long.")
     max_attempts: int = Field(3, ge=1, description="Attempts before a job is parked as failed.")

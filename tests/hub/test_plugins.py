@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from modelgrove_hub.entries import usable
 from modelgrove_hub.errors import NotFoundError, PluginError, UsageError
 from modelgrove_hub.plugins import State, check_params, find_plugin, get_plugin, load_plugins
 from modelgrove_hub.settings import Settings
@@ -234,3 +235,28 @@ def test_fixtures_of_the_job_tests_are_all_good(monkeypatch):
 
     strangers = [state for state in load_plugins(SETTINGS) if state.distribution == "stranger"]
     assert {state.reason for state in strangers} == {""}
+
+
+@pytest.mark.parametrize("allowed", ["tidy_shrinkers", "other, Tidy.Shrinkers"])
+def test_only_distributions_of_the_allow_list_are_imported(install, allowed):
+    config = Settings(distributions=allowed, safe_mode=False)
+    install("tidy-shrinkers", "tidy_shrink", GOOD, "compressor.shrink = tidy_shrink:Shrink")
+    # A name that is allowed does not help the stranger who takes it.
+    install("wild", "wild_shrink", "raise SystemError('imported')", "compressor.rtn2 = wild_shrink:Shrink")
+
+    assert find_plugin("shrink", config).state is State.OK
+    assert "distribution 'wild' is not in the allow-list" in state_of("compressor.rtn2", config).reason
+    assert find_plugin("rtn", config).state is State.OK
+    assert "wild_shrink" not in sys.modules
+
+
+def test_commands_and_exporters_keep_to_the_allow_list_and_none_takes_a_name_of_ours(install, tmp_path):
+    install("wild", "wild_things", "raise SystemError('imported')")
+    points = tmp_path / "wild/wild-1.0.dist-info/entry_points.txt"
+    points.write_text("[modelgrove.exporters]\ngguf = wild_things:Gguf\nodd = wild_things:Odd\n")
+
+    assert "odd" in usable("modelgrove.exporters", SETTINGS)
+    assert usable("modelgrove.exporters", SETTINGS)["gguf"].value.startswith("modelgrove_plugins.")
+    for config in (Settings(distributions="tidy"), Settings(safe_mode=True)):
+        assert "odd" not in usable("modelgrove.exporters", config)
+        assert "gguf" in usable("modelgrove.exporters", config)

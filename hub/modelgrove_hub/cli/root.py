@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import EntryPoint, version
 
 import click
 
+from modelgrove_hub.entries import distribution_of, usable
 from modelgrove_hub.errors import ModelgroveError, PluginError
 
 GROUP = "modelgrove.commands"
@@ -39,11 +40,11 @@ class Commands(click.Group):
 
     @staticmethod
     def _entries() -> dict[str, EntryPoint]:
-        return {entry.name: entry for entry in entry_points(group=GROUP)}
+        return usable(GROUP)
 
 
 def _broken(entry: EntryPoint, error: Exception) -> click.Command:
-    distribution = entry.dist.name if entry.dist else "unknown"
+    distribution = distribution_of(entry)
     reason = f"command {entry.name!r} of {distribution} does not load: {type(error).__name__}: {error}"
 
     @click.command(

@@ -99,8 +99,26 @@ def claim_notes(bases: Sequence[str], base: str | None, claims: Mapping[str, Any
             yield f"it declares {base[:100]} as its base, but its tensors fit {', '.join(bases)}"
 
 
+def code_claims(listing: Listing) -> Iterator[str]:
+    """What the configs ask a loader to run: Python of the folder, or of another repository."""
+    for path, config in listing.configs.items():
+        if isinstance(config.get("auto_map"), Mapping) and config["auto_map"]:
+            yield f"{path} maps classes to Python code (auto_map)"
+        if config.get("custom_pipeline") or isinstance(config.get("_class_name"), list):
+            yield f"{path} names a custom pipeline"
+        parts = [name for name, value in config.items() if isinstance(value, list) and _is_local(value)]
+        if path.endswith("model_index.json") and parts:
+            yield f"{path} takes its {readable(parts[0], 60)!a} from Python code"
+
+
+def _is_local(component: Sequence[Any]) -> bool:
+    """diffusers looks such a component up in its cache of modules that were made of a repository's files."""
+    return bool(component) and isinstance(component[0], str) and component[0].startswith("diffusers_modules")
+
+
 def trust_notes(listing: Listing) -> Iterator[str]:
     """What in the files could run code."""
+    yield from (f"{claim}, which a loader might run: quarantined" for claim in code_claims(listing))
     for path, report in listing.pickles.items():
         imports = f"; it imports {readable(', '.join(report.imports[:8]), 300)}" if report.imports else ""
         yield f"{path} is a pickle ({report.wrapping}), which can run code when read: quarantined{imports}"

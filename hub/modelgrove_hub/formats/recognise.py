@@ -16,6 +16,7 @@ from modelgrove_hub.formats.provenance import declared_base, declared_licence, r
 from modelgrove_hub.formats.reasons import (
     NUMBERED,
     claim_notes,
+    code_claims,
     config_notes,
     format_notes,
     part_reasons,
@@ -216,5 +217,5 @@ def _part_names(parts: Sequence[Part]) -> dict[str, str]:
 
 
 def _trust(listing: Listing) -> Trust:
-    unsafe = listing.pickles or Role.CODE in listing.files.values()
+    unsafe = listing.pickles or Role.CODE in listing.files.values() or any(code_claims(listing))
     return Trust.QUARANTINED if unsafe else Trust.OK

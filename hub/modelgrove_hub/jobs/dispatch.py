@@ -10,12 +10,12 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Protocol
 
 from sqlalchemy.orm import aliased
 from sqlmodel import col, exists, select, update
 
+from modelgrove_hub.entries import usable
 from modelgrove_hub.errors import StorageError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.settings import Settings
@@ -116,8 +116,8 @@ def dispatcher(config: Settings) -> Dispatcher:
     Raises:
         StorageError: none is installed, or it does not load.
     """
-    found = entry_points(group=GROUP, name=NAME)
-    if not found:
+    found = usable(GROUP, config)
+    if NAME not in found:
         raise StorageError(f"no dispatcher {NAME!r} is installed (entry-point group {GROUP})")
     try:
         made: Dispatcher = found[NAME].load()(config)

@@ -238,6 +238,30 @@ def test_a_hostile_pipeline_folder_is_refused_or_read_by_its_tensors(folder: Pat
     assert wrong == {}
 
 
+ASKS_FOR_CODE: dict[str, tuple[str, dict[str, Any]]] = {
+    "auto-map": ("config.json", {"auto_map": {"AutoModel": "someone/else--modeling.Model"}}),
+    "in-a-part": ("unet/config.json", {"auto_map": {"AutoModel": "modeling.Model"}}),
+    "custom": ("model_index.json", {"_class_name": "X", "custom_pipeline": "someone/else"}),
+    "class": ("model_index.json", {"_class_name": ["pipeline", "MyPipeline"]}),
+    "module": ("model_index.json", {"_class_name": "X", "unet": ["diffusers_modules.local.unet", "U"]}),
+}
+
+
+def test_a_config_that_asks_for_code_of_its_own_is_quarantined(folder: Path, outcomes: Any, hub: Hub):
+    for number, (name, (file, content)) in enumerate(ASKS_FOR_CODE.items()):
+        write(folder / name / "model_index.json", {"_class_name": "StableDiffusionPipeline"})
+        write(folder / name / file, content)
+        write(folder / name / "unet/diffusion_pytorch_model.safetensors", numbered(250 + number))
+    write(folder / "plain/model_index.json", {"_class_name": "X", "safety_checker": ["stable_diffusion", "Y"]})
+    write(folder / "plain/unet/diffusion_pytorch_model.safetensors", numbered(299))
+
+    assert outcomes(folder) == dict.fromkeys([*ASKS_FOR_CODE, "plain", "good.safetensors"], "ok")
+
+    with hub.reading() as session:
+        trusts = {model.name.rpartition("/")[2]: model.trust for model in list_models(session, limit=100)}
+    assert {name for name, trust in trusts.items() if trust == "quarantined"} == set(ASKS_FOR_CODE)
+
+
 LORA = {
     f"base_model.model.unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q.lora_{side}.weight": {
         "dtype": "F32", "shape": shape, "data_offsets": [start, start + 16]}

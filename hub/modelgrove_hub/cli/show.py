@@ -116,7 +116,9 @@ def _looks(summary: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         yield "modules", ", ".join(f"{name} × {count}" for name, count in list(targets.items())[:_TARGETS])
     if parts := summary.get("parts"):
         yield "parts", ", ".join(f"{part}: {family}" for part, family in parts.items())
-    yield "triggers", summary.get("metadata", {}).get("trigger_words", [])
+    claims = summary.get("metadata", {})
+    yield "triggers", claims.get("trigger_words", [])
+    yield "style tokens", claims.get("style_tokens", [])
     if broken := summary.get("not_finite"):
         yield "not finite", f"{broken['tensors']} tensors hold NaN or infinite values, first {broken['first']}"
     if summary.get("tensors"):

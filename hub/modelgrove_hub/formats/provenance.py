@@ -14,6 +14,7 @@ from modelgrove_hub.formats.listing import Listing
 from modelgrove_hub.formats.patterns import any_of
 from modelgrove_hub.formats.shared_basis import columns_from
 from modelgrove_hub.formats.signature import load_signatures
+from modelgrove_hub.formats.style_tokens import museum_from
 from modelgrove_hub.formats.texts import readable
 
 TOP_TAGS = 20
@@ -47,6 +48,9 @@ def read_claims(listing: Listing) -> dict[str, Any]:
     with suppress(DataError):  # `basis check` says what is wrong with it
         if columns := columns_from(metadata, "a model"):
             claims["basis"] = asdict(columns)
+    with suppress(DataError):  # a preview says what is wrong with it
+        if museum := museum_from(metadata, "a model"):
+            claims["style_tokens"] = [f"<{style.token}>" for style in museum.styles]
     return claims
 
 

@@ -55,19 +55,29 @@ class Museum(BaseModel):
     """The digest of the version that this one grew from."""
 
 
+def museum_from(metadata: Mapping[str, str], where: str) -> Museum | None:
+    """What a file's metadata say of its style tokens; None if it has none.
+
+    Raises:
+        DataError: they are broken; the message begins with `where`.
+    """
+    if KEY not in metadata:
+        return None
+    try:
+        return Museum.model_validate_json(metadata[KEY])
+    except ValidationError as error:
+        raise DataError(f"{where}: {KEY} in the metadata is broken: {error.errors()[0]['msg']}") from error
+
+
 def read_museum(model: InputModel) -> tuple[Museum, dict[str, Tensor]] | None:
     """What the model's file of style tokens says, and the rows (1, width) by name; None if it has no such file.
 
     Raises:
         DataError: the metadata is broken, or a row is missing, of another shape or other than its hash says.
     """
-    said = model.metadata().get(KEY)
-    if said is None:
+    museum = museum_from(model.metadata(), model.name)
+    if museum is None:
         return None
-    try:
-        museum = Museum.model_validate_json(said)
-    except ValidationError as error:
-        raise DataError(f"{model.name}: {KEY} in the metadata is broken: {error.errors()[0]['msg']}") from error
     stored = {tensor.key: tensor for tensor in model.tensors() if tensor.key.startswith(PREFIX)}
     rows: dict[str, Tensor] = {}
     for style in museum.styles:

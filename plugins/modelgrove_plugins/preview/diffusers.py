@@ -140,8 +140,9 @@ def _teach(painter: Painter, model: InputModel, undo: ExitStack | None) -> list[
     if read is None:
         return []
     _, rows = read
-    if taken := painter.tokens.keys() & rows.keys():
-        raise UsageError(f"two adapters have a style token <{min(taken)}>: preview one at a time")
+    taken = [name for name, row in rows.items() if not row.equal(painter.tokens.get(name, row))]
+    if taken:  # versions of one museum share their tokens bit by bit
+        raise UsageError(f"two adapters mean different styles by the token <{taken[0]}>: preview one at a time")
     painter.tokens.update(rows)
     if undo is not None:
         undo.callback(painter.tokens.clear)

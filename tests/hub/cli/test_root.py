@@ -72,6 +72,13 @@ def test_show_says_what_an_adapter_changes(ready, tmp_path):
     assert shown["explained"] == "100% of 2 tensors"
 
 
+def test_show_names_style_tokens(ready, tmp_path):
+    said = {"styles": [{"token": "monet", "sha256": "0" * 64}], "base": "", "parent": None}
+    save_file({"x": torch.ones(2)}, tmp_path / "style.safetensors", {"modelgrove.museum": json.dumps(said)})
+    ready("ingest", str(tmp_path / "style.safetensors"))
+    assert "style tokens  <monet>" in ready("show", "style").stdout
+
+
 def test_a_foreign_file_that_is_not_finite_is_registered_and_says_so(ready, tmp_path):
     weights = {"a": torch.tensor([1.0, float("nan")]), "b": torch.ones(2), "c": torch.tensor([-float("inf")]).half()}
     save_file(weights, tmp_path / "broken.safetensors")

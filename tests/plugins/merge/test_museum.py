@@ -180,6 +180,7 @@ def test_it_is_recognised_as_a_lora(chain):
     found = recognise(list_model(model.files()[FILE].parent))
     assert (found.kind, found.adapter_type) == (ModelKind.ADAPTER, "lora")
     assert any(PREFIX in name for name in found.unmatched)
+    assert found.metadata["style_tokens"] == ["<monet>", "<klee>", "<miro>"]
 
 
 def test_other_mergers_take_the_lora_and_name_the_tokens(chain, tmp_path):
@@ -216,6 +217,15 @@ def test_previews_paint_with_the_token(chain, pipeline, tmp_path):
     before = png("a cat <monet>")[0]
     assert before == png("a cat <monet>")[0]  # the warm painter has forgotten the token
     assert before not in painted
+
+
+def test_versions_that_share_tokens_are_previewed_together(learn, chain, pipeline, tmp_path):
+    params = {"prompts": ["a cat <monet>"], "steps": 1}
+    result = run_plugin(DiffusersPreviewer(), [pipeline, chain[0][0], chain[1][0]], tmp_path / "both", params)
+    assert [one["style_tokens"] for one in result.report["adapters"]] == [["<monet>"], ["<monet>", "<klee>"]]
+    other, _ = learn(tmp_path / "other", "monet", steps=1)
+    with pytest.raises(UsageError, match="mean different styles by the token <monet>"):
+        run_plugin(DiffusersPreviewer(), [pipeline, chain[0][0], other], tmp_path / "two", params)
 
 
 def test_the_same_seed_gives_the_same_bytes(learn, chain, tmp_path):
@@ -292,3 +302,5 @@ def test_a_damaged_file_of_tokens_is_refused(fault, chain, tmp_path):
     save_file({f"{PREFIX}monet": row}, tmp_path / "copy" / FILE, {KEY: json.dumps([]) if fault == "json" else said})
     with pytest.raises(DataError, match=r"style_tokens|is broken"):
         read_museum(FolderModel(tmp_path / "copy"))
+    claimed = recognise(list_model(tmp_path / "copy")).metadata
+    assert ("style_tokens" in claimed) == (fault != "json")

@@ -68,8 +68,6 @@ def bake(
         return written
 
     files = rewrite(context, base, change, metadata)
-    for warning in alignment.warnings:
-        context.log(f"warning: {warning}")
     report = {
         "base": base.name,
         "warnings": list(alignment.warnings),

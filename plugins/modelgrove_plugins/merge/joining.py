@@ -51,8 +51,6 @@ def join(
             factors = merged.result.factors()
             writer.add(Factors(site.module, site.component, site.kernel, factors.down, factors.up))
     report = tally.report(alignment, weights)
-    for warning in report["warnings"]:
-        context.log(f"warning: {warning}")
     return Result((Output(writer.close(), Relation.MERGE, kind=ModelKind.ADAPTER),), report)
 
 

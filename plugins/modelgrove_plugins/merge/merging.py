@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from modelgrove_hub.contracts import Context, InputModel, Result
 from modelgrove_hub.errors import UsageError
@@ -16,7 +17,7 @@ from modelgrove_plugins.merge.params import MergeParams
 
 
 def merge(context: Context, method: Method, params: MergeParams) -> Result:
-    """Merge the job's inputs by `method`.
+    """Merge the job's inputs by `method`, and log the warnings of the report.
 
     Adapters become one adapter, or with `params.base` a copy of the base that contains them; checkpoints become a
     checkpoint, by their differences from the base if there is one.
@@ -30,6 +31,21 @@ def merge(context: Context, method: Method, params: MergeParams) -> Result:
     if len(weights) != len(models):
         raise UsageError(f"{len(models)} models need as many weights, not {len(weights)}")
     seed = context.seed if params.seed is None else params.seed
+    result = _merged(context, method, params, models, base, weights, seed)
+    warnings = list(result.report["warnings"])
+    if len(models) == 1 and method.rule is not None:
+        warnings.append(
+            f"{method.name} settles what several models change; {models[0].name} is alone and was only weighted"
+        )
+    for warning in warnings:
+        context.log(f"warning: {warning}")
+    return replace(result, report={**result.report, "warnings": warnings})
+
+
+def _merged(
+    context: Context, method: Method, params: MergeParams, models: Sequence[InputModel], base: InputModel | None,
+    weights: Sequence[float], seed: int,
+) -> Result:  # fmt: skip
     metadata = _recipe(method, params, models, base, weights, seed).to_metadata()
     adapters = [model for model in models if _is_adapter(model)]
     if len(adapters) == len(models):

@@ -5,15 +5,16 @@ import torch
 from safetensors.torch import load_file
 
 from modelgrove_hub.errors import UsageError
-from modelgrove_hub.testing import check_plugin, run_plugin
+from modelgrove_hub.testing import LocalContext, check_plugin, run_plugin
 from modelgrove_kernels.lowrank import LowRank
 from modelgrove_plugins.merge.breadcrumbs import Breadcrumbs
 from modelgrove_plugins.merge.combining import combine
-from modelgrove_plugins.merge.dare import Dare
+from modelgrove_plugins.merge.dare import Dare, DareParams
 from modelgrove_plugins.merge.della import Della
 from modelgrove_plugins.merge.entries import EntryParams, by_entries
 from modelgrove_plugins.merge.model_stock import ModelStock
 from modelgrove_plugins.merge.slerp import Slerp
+from modelgrove_plugins.merge.sum import Sum
 from modelgrove_plugins.merge.ties import Ties
 
 PLUGINS = [Breadcrumbs, Dare, Della, ModelStock, Slerp, Ties]
@@ -60,3 +61,12 @@ def test_slerp_needs_two_models_and_della_probabilities(make, tmp_path):
         run_plugin(Slerp(), models, tmp_path / "slerp", {})
     with pytest.raises(UsageError, match="probabilities"):
         run_plugin(Della(), models[:2], tmp_path / "della", {"density": 0.95})
+
+
+def test_a_method_that_settles_nothing_warns(make, tmp_path):
+    single = make("a")[0]
+    with LocalContext(tmp_path / "dare", [single]) as context:
+        [warning] = Dare().run(context, DareParams()).report["warnings"]
+    assert warning == "dare settles what several models change; a is alone and was only weighted"
+    assert context.lines == [f"warning: {warning}"]
+    assert run_plugin(Sum(), [single], tmp_path / "sum", {}).report["warnings"] == []

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from modelgrove_hub.errors import CorruptFileError, UsageError
 from modelgrove_hub.formats.adapters import read_adapter
+from modelgrove_hub.formats.sara import SparseWriter, origin_of
 from modelgrove_hub.plugins import get_plugin
 from modelgrove_hub.search.text import WIDTH
 from modelgrove_hub.testing import FolderModel, LocalContext, check_plugin, run_plugin
@@ -130,6 +131,21 @@ def test_a_registered_base_is_enough_to_make_an_adapter(pipeline, adapters, tmp_
         wanted = (baked[f"{name}.weight"].read().float() - before[f"{name}.weight"].read().float()).flatten(1)
         found = part.up @ part.down.flatten(1)
         assert float((found - wanted).norm() / wanted.norm()) < 5e-3
+
+
+def test_sparse_adapters_of_another_base_than_the_registered_one_are_refused(pipeline, tmp_path):
+    name = f"{ATTENTION}.attn1.to_q.weight"
+    [weight] = [tensor.read() for tensor in pipeline.tensors() if tensor.name == f"unet/{name}"]
+    models = []
+    for change in (0.0, 1.0):
+        with LocalContext(tmp_path / str(change), []) as context:
+            writer = SparseWriter(context.writer("sara.safetensors", {"format": "pt"}), 1.0)
+            writer.add(f"unet.{name}", torch.arange(3), torch.full((3,), 0.1), origin_of(weight + change))
+            writer.close()
+        file = tmp_path / str(change) / "out/sara.safetensors"
+        models.append(based(FolderModel(file, name=f"at {change}", adapter_type="sara"), pipeline))
+    with pytest.raises(UsageError, match=r"at 1\.0 changes single weights of another base than tiny-zoo"):
+        run_plugin(RegMean(), models, tmp_path / "job", FEW)
 
 
 def test_what_was_measured_once_is_kept_and_gives_the_same_bytes(pipeline, adapters, make, tmp_path, monkeypatch):

@@ -24,8 +24,8 @@ GAIN = 0.3
 """Share of the squared distance to the nearest model that a merge must explain; below it none is thought of."""
 EXACT_GAIN = 0.98
 """From here on it is called: between the two lie merges that were trained further, and siblings that learned alike."""
-KEPT = 0.95
-"""Share of what a model learned that its descendants keep. Of grown fine-tunes 95 % keep 1.0 or more."""
+KEPT = 0.9
+"""Share of what a model learned that its descendants keep: of grown fine-tunes 95 % keep more."""
 _LARGEST_MERGE = 6
 _LEAST_SHARE = 0.02
 _CANDIDATES = 64
@@ -44,6 +44,10 @@ class Space:
     """(N, n): each sample times √(elements / samples) of its tensor."""
     energy: Vector
     """(N,): squared norms of all tensors that were sampled."""
+
+    def of(self, numbers: Sequence[int]) -> Space:
+        """Some of the models."""
+        return Space(self.points[list(numbers)], self.energy[list(numbers)])
 
     def from_one(self, number: int) -> Vector:
         """(N,) squared distances of all models from one."""
@@ -238,21 +242,22 @@ def _relative(space: Space, away: Vector, parent: int) -> float:
 
 
 MERGE_PROBABILITY = 0.99
-CALIBRATION = {True: (0.86, 3.27), False: (0.41, 3.31)}
-"""Constant and slope of the logistic regression in `probability`, with times and without."""
+CALIBRATION = {True: (-5.42, 6.31, 1.17), False: (-2.60, 3.73, 0.19)}
+"""Logistic regression, with times and without: a constant, and the slopes of `evidence`."""
 
 
-def evidence(kept: float | None, passed_over: float | None) -> float:
-    """How far shares are from the border: what the parent is above it, and what nearer models are below it."""
-    above = 0.5 if kept is None else kept - KEPT
-    below = 0.5 if passed_over is None else KEPT - passed_over
-    return min(above, below, 0.5)
+def evidence(kept: float | None, passed_over: float | None) -> tuple[float, float]:
+    """How far shares are from `KEPT`: the parent's above it, nearer models' below it; from −1 to 1 each."""
+    above = 1.0 if kept is None else (kept - KEPT) / (1 - KEPT)
+    below = 1.0 if passed_over is None else 2 * (KEPT - passed_over)
+    return max(-1.0, min(above, 1.0)), max(-1.0, min(below, 1.0))
 
 
 def probability(kept: float | None, passed_over: float | None, *, timed: bool) -> float:
     """That a parent is right, by logistic regression on grown trees (`bench/trust.py heritage`)."""
-    constant, slope = CALIBRATION[timed]
-    return 1 / (1 + exp(-(constant + slope * evidence(kept, passed_over))))
+    constant, *slopes = CALIBRATION[timed]
+    score = constant + sum(slope * x for slope, x in zip(slopes, evidence(kept, passed_over), strict=True))
+    return 1 / (1 + exp(-score))
 
 
 def _ancestors(origins: Sequence[Origin], number: int) -> set[int]:

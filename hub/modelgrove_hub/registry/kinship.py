@@ -9,7 +9,7 @@ everywhere, and each without its mean.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
@@ -79,8 +79,13 @@ def _read(store: BlobStore, files: tuple[tuple[str, str], ...], parts: tuple[str
         (path, row) for path, manifest in files for row in FileScan.from_json(store.path(manifest).read_bytes()).tensors
     ]
     own = [(path, row) for path, row in rows if container_names().place_of(path, row.name) in parts] or rows
+    return weights_of(row for _, row in own)
+
+
+def weights_of(rows: Iterable[TensorRow]) -> Weights:
+    """The samples of the matrices among the tensors of a network."""
     found: dict[tuple[str, int], NDArray[np.float32]] = {}
-    for _, row in own:
+    for row in rows:
         samples = _samples(row)
         if samples is not None:
             found.setdefault((module_of(row.name), prod(row.shape)), samples)

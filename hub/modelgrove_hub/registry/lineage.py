@@ -72,6 +72,14 @@ def add_edge(
     return session.exec(query, execution_options={"populate_existing": True}).one()
 
 
+def drop_inferred(session: Session, child: Revision, relations: Iterable[Relation]) -> None:
+    """Forget what was inferred of a revision's parents; what cards and jobs declared stays."""
+    query = select(Edge).where(Edge.child_id == child.id, col(Edge.inferred), col(Edge.relation).in_(list(relations)))
+    for edge in session.exec(query).all():
+        session.delete(edge)
+    session.flush()
+
+
 def parents(session: Session, revision: Revision) -> list[Link]:
     """What the revision came from: declared before inferred, surest first."""
     return _links(session, revision, "parents")

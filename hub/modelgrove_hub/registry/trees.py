@@ -203,7 +203,7 @@ def _network(session: Session, store: BlobStore, model: Model, parent: Model | N
     for candidate in _candidates(session, model, revision):
         score = _correlation(session, store, weights, candidate)
         if score is not None and UNRELATED <= score < RELATED and candidate.tree:
-            members = [m for m in _networks(session, candidate.tree, _ASKED) if m.id != candidate.id]
+            members = [m for m in checkpoints_of(session, candidate.tree, _ASKED) if m.id != candidate.id]
             score = max([score, *(_correlation(session, store, weights, member) or 0 for member in members)])
         if score is not None and (best is None or score > best[0]):
             best = score, candidate
@@ -287,7 +287,8 @@ def _candidates(session: Session, model: Model, revision: Revision) -> Iterator[
             yield other
 
 
-def _networks(session: Session, tree: str, limit: int | None = None) -> list[Model]:
+def checkpoints_of(session: Session, tree: str, limit: int | None = None) -> list[Model]:
+    """The networks of a tree, the oldest first."""
     query = select(Model).where(Model.tree == tree, col(Model.kind).in_(NETWORKS), Model.trust == Trust.OK)
     return list(session.exec(query.order_by(col(Model.id)).limit(limit)))
 

@@ -37,7 +37,7 @@ def read_pictures(folder: Path, *, captioned: bool = True) -> list[Picture]:
 
 
 def _read(path: Path, *, captioned: bool) -> Picture:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
@@ -45,7 +45,7 @@ def _read(path: Path, *, captioned: bool) -> Picture:
                 raise DataError(
                     f"{path} has {image.width} × {image.height} pixels, more than {_MAX_PIXELS:,}: shrink it"
                 )
-            pixels = image.convert("RGB")
+            pixels = ImageOps.exif_transpose(image).convert("RGB")  # cameras write how they were held
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{path} is no picture: {error}") from error
     text = path.with_suffix(".txt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,12 +13,13 @@ from modelgrove_hub.errors import CorruptFileError, DataError, UsageError
 from modelgrove_hub.registry.digest import digest_of
 from modelgrove_hub.store.header import read_header
 from modelgrove_hub.store.tensors import StoredTensor, all_finite, tensors_of
+from modelgrove_plugins.merge.wording import prompts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "inputs.safetensors"
-"""Artefact: "DIGEST.MODULE", (n, n) float32, for each adapter and module that were watched."""
+"""Artefact: "DIGEST.MODULE", (n, n) float32, for each adapter, with its words, and module that were watched."""
 _KEY = "modelgrove.inputs"
 
 
@@ -36,7 +38,7 @@ class KeptMoments:
         self, context: Context, files: Sequence[Path], base: InputModel, adapters: Sequence[InputModel],
         facts: Mapping[str, int], *, keep: bool,
     ) -> None:  # fmt: skip
-        self._digests = [_digest(model) for model in adapters]
+        self._digests = [_watched_digest(model) for model in adapters]
         mine: dict[str, Any] = {"base": _digest(base), **facts}
         self._known: dict[str, StoredTensor] = {}
         for path in files:
@@ -82,11 +84,17 @@ def _digest(model: InputModel) -> str:
     return digest_of({path: model.sha256(path) for path in model.files()})
 
 
+def _watched_digest(model: InputModel) -> str:
+    """Of an adapter and the words that it is watched with: without others they are its name, which is in no file."""
+    words = json.dumps(prompts_of(model)).encode()
+    return hashlib.sha256(_digest(model).encode() + words).hexdigest()
+
+
 def _check(path: Path, mine: Mapping[str, Any]) -> None:
     text = read_header(path).metadata.get(_KEY)
     try:
         found = json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise CorruptFileError(f"{path}: holds no moments of inputs, which `merge --keep-inputs` writes")

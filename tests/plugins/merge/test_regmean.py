@@ -171,6 +171,18 @@ def test_what_was_measured_once_is_kept_and_gives_the_same_bytes(pipeline, adapt
     assert (tmp_path / "same/out" / unet).read_bytes() == (tmp_path / "first/out" / unet).read_bytes()
 
 
+def test_kept_inputs_are_those_under_the_adapters_words(pipeline, adapters, tmp_path):
+    models = [model for model, _ in adapters]
+    renamed = FolderModel(next(iter(models[1].paths.values())), name="red-apple", adapter_type="lora")
+    with LocalContext(tmp_path / "job", models) as context:
+        kept = KeptMoments(context, (), pipeline, models, FEW, keep=True)
+        kept.write("site", 1, torch.ones(2, 2))
+    file = tmp_path / "job/out" / FILE
+    with LocalContext(tmp_path / "again", models) as context:
+        again = KeptMoments(context, (file,), pipeline, [models[1], renamed], FEW, keep=False)
+        assert (again.holds("site", 0), again.holds("site", 1)) == (True, False)
+
+
 def test_kept_inputs_of_another_base_or_measured_otherwise_are_refused(pipeline, adapters, tmp_path):
     models = [model for model, _ in adapters]
     run_plugin(RegMean(), [*models, pipeline], tmp_path / "first", {"base": True, **FEW, "keep_inputs": True})
@@ -183,7 +195,9 @@ def test_kept_inputs_of_another_base_or_measured_otherwise_are_refused(pipeline,
     with pytest.raises(UsageError, match="was measured with base"):
         other = FolderModel(tmp_path / "other", name="other", family="zoo")
         run_plugin(RegMean(), [*models, other], tmp_path / "base", {"base": True, **FEW, "inputs": [kept]})
-    save_file({"x": torch.zeros(2)}, tmp_path / "plain.safetensors")
-    with pytest.raises(CorruptFileError, match="holds no moments"):
-        values = {"base": True, **FEW, "inputs": [str(tmp_path / "plain.safetensors")]}
-        run_plugin(RegMean(), [*models, pipeline], tmp_path / "plain", values)
+    for number, metadata in enumerate((None, {"modelgrove.inputs": "[" * 100_000})):
+        file = tmp_path / f"{number}.safetensors"
+        save_file({"x": torch.zeros(2)}, file, metadata)
+        with pytest.raises(CorruptFileError, match="holds no moments"):
+            values = {"base": True, **FEW, "inputs": [str(file)]}
+            run_plugin(RegMean(), [*models, pipeline], tmp_path / str(number), values)

@@ -21,6 +21,7 @@ from modelgrove_plugins.merge.combining import Combined, combine
 from modelgrove_plugins.merge.interference import rounded
 from modelgrove_plugins.merge.methods import Method
 from modelgrove_plugins.merge.params import MergeParams
+from modelgrove_plugins.merge.tally import distinct
 
 if TYPE_CHECKING:
     from modelgrove_kernels.sparse import Support
@@ -86,7 +87,7 @@ def join_sparse(
     if not rows:
         raise UsageError("nothing is left of the adapters: all changes are zero or cancel each other")
     report = {"warnings": list(alignment.warnings), "coverage": alignment.coverage(), "modules": rows}
-    report |= tally.report([file.name for file in alignment.files], weights)
+    report |= tally.report(distinct([file.name for file in alignment.files]), weights)
     writer.close()
     return Result((Output((FILE,), Relation.MERGE, kind=ModelKind.ADAPTER),), report)
 

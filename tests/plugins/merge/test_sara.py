@@ -200,6 +200,12 @@ def test_a_sum_of_two_is_sparse_and_exact(zoo, tmp_path):
     assert abs(pair["cosine"]) < 0.2
 
 
+def test_a_model_merged_with_itself_is_numbered(zoo, tmp_path):
+    model, _ = zoo.sara(1)
+    [pair] = join([model, model], tmp_path / "job")[1].report["pairs"]
+    assert (pair["a"], pair["b"]) == ("sara-1 (1)", "sara-1 (2)")
+
+
 def test_shares_of_entries_are_those_of_the_changed_places(zoo, tmp_path):
     models = [zoo.sara(1)[0], zoo.sara(2)[0]]
     joined, _ = join(models, tmp_path / "job", Ties, density=0.5)

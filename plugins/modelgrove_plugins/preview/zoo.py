@@ -92,7 +92,7 @@ class ZooPainter:
         guided = params.guidance_scale != 1
         states = _states([prompt for prompt, _ in batch], self.tokens)
         if guided:
-            states = torch.cat([_states([params.negative_prompt] * len(batch), self.tokens), states])
+            states = torch.cat([_states([params.negative_prompt] * len(batch), {}), states])
         side = params.side // self.codec.patch or self.unet.config.sample_size
         shape = (self.codec.channels, side, side)
         latents = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for _, seed in batch])

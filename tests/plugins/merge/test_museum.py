@@ -23,7 +23,7 @@ from modelgrove_plugins.evaluate.pictures import read_pictures
 from modelgrove_plugins.merge import museum
 from modelgrove_plugins.merge.museum import MuseumMaker, MuseumParams, Training, restyled
 from modelgrove_plugins.merge.sum import Sum
-from modelgrove_plugins.preview.diffusers import PICTURE, DiffusersPreviewer
+from modelgrove_plugins.preview.diffusers import PICTURE, DiffusersPreviewer, PreviewParams, open_painter
 
 LORA = "pytorch_lora_weights.safetensors"
 FEW = {"steps": 3, "batch": 2, "rank": None, "learning_rate": 0.02}
@@ -217,6 +217,15 @@ def test_previews_paint_with_the_token(chain, pipeline, tmp_path):
     before = png("a cat <monet>")[0]
     assert before == png("a cat <monet>")[0]  # the warm painter has forgotten the token
     assert before not in painted
+
+
+def test_a_negative_prompt_is_plain_text(pipeline, tmp_path):
+    painter = open_painter(pipeline, tmp_path)
+    params = PreviewParams(prompts=("a cat",), steps=1, guidance_scale=4, negative_prompt="<monet>")
+    plain = painter.paint([("a cat", 0)], params, lambda _done: None)
+    painter.tokens["monet"] = torch.full((1, WIDTH), 3.0)
+    assert painter.paint([("a cat", 0)], params, lambda _done: None) == plain
+    assert painter.paint([("a cat <monet>", 0)], params, lambda _done: None) != plain
 
 
 def test_versions_that_share_tokens_are_previewed_together(learn, chain, pipeline, tmp_path):

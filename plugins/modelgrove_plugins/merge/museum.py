@@ -109,7 +109,7 @@ class MuseumMaker:
 
         Raises:
             UsageError: the inputs are no base and one earlier version of it, the base cannot paint or be asked about
-                pictures, there are no pictures, or the token is there already.
+                pictures, there are no pictures, the token is there already, or the training diverges.
             DataError: a file or a picture is broken or too large; the message names it.
         """
         earlier, base = _inputs(context.inputs, params)
@@ -271,8 +271,18 @@ class Training:
         return total
 
     def style(self, draw: Draw) -> Tensor:
-        """The style distillation loss."""
-        return (self._answer(draw, self.shared, self.token) - draw.right).square().mean()
+        """The style distillation loss.
+
+        Raises:
+            UsageError: the training has diverged.
+        """
+        loss = (self._answer(draw, self.shared, self.token) - draw.right).square().mean()
+        if not bool(loss.isfinite()):
+            raise UsageError(
+                f"the training of <{self.params.token}> has diverged, its loss is {float(loss.detach())}: "
+                "lower --learning-rate or --token-rate"
+            )
+        return loss
 
     def moved(self, draw: Draw, name: str) -> Tensor:
         """The feature term of one earlier style."""

@@ -155,6 +155,19 @@ def test_training_lowers_the_loss(learn, tmp_path):
     assert result.report["style_loss"]["after"] < 0.98 * result.report["style_loss"]["before"]
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_training_that_diverges_is_refused(steps, learn, tmp_path, monkeypatch):
+    def diverge(self, _closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.fill_(1e30)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", diverge)
+    with pytest.raises(UsageError, match=r"training of <monet> has diverged.*lower --learning-rate"):
+        learn(tmp_path / "job", "monet", steps=steps)
+    assert not any((tmp_path / "job/out").iterdir())
+
+
 def test_restyled_latents_have_the_layout_of_one_and_the_moments_of_the_other():
     content, style = torch.randn(2, 3, 8, 8), 3 * torch.randn(2, 3, 8, 8) + 1
     found = restyled(content, style)

@@ -230,7 +230,7 @@ def _translate(name: str, counterpart: _Counterpart, parameters: dict[str, Any])
         parameters["outliers"] = parameters.pop("gamma")
     if "epsilon" in parameters:  # there half of what it is here, and nothing is dropped at a density of one
         try:
-            parameters["epsilon"] = 0.0 if parameters["density"] >= 1 else 2 * parameters["epsilon"]
+            parameters["epsilon"] = 0.0 if parameters["density"] >= 1 else 2.0 * parameters["epsilon"]
         except TypeError as error:
             raise UsageError(f"mergekit's {name} with single numbers can be followed here, not gradients") from error
 

@@ -150,6 +150,7 @@ def test_mergekit_s_linear_averages_its_base_too(tmp_path):
         ({"merge_method": "dare_linear", "parameters": {"rescale": False}}, "`rescale: true` only"),
         ({"merge_method": "linear", "base_model": "c"}, "list c among the models"),
         ({"merge_method": "della", "parameters": {"density": [0.1, 0.2]}}, "gradients"),
+        ({"merge_method": "della", "parameters": {"density": 0.5, "epsilon": [0.1, 0.2]}}, "gradients"),
         ({"merge_method": "breadcrumbs", "models": [{"model": "a"}], "parameters": {"density": 0.5}}, "a single model"),
         (
             {

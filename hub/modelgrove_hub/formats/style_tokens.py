@@ -117,7 +117,7 @@ def place_rows(states: Tensor, rows: Sequence[Sequence[Tensor]]) -> Tensor:
         if len(own) > len(state) or any(row.shape[1] != state.shape[1] for row in own):
             raise UsageError(
                 f"{len(own)} style tokens of width {[row.shape[1] for row in own]} do not fit into states "
-                f"{tuple(state.shape)}: they were learned on another base"
+                f"{tuple(state.shape)}: they were learned on another base, or are too many"
             )
         found.append(torch.cat([state[: len(state) - len(own)], *own]))
     return torch.stack(found)

@@ -274,6 +274,8 @@ def test_prompts_are_parted_from_their_tokens():
     assert torch.equal(placed[1], states[1])
     with pytest.raises(UsageError, match="another base"):
         place_rows(states, [[torch.ones(1, 5)], []])
+    with pytest.raises(UsageError, match="or are too many"):
+        place_rows(states, [[rows["a"]] * 4, []])
 
 
 def test_inputs_that_do_not_belong_together_are_refused(learn, chain, pipeline, styles, make, tmp_path):

@@ -18,8 +18,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import gguf
+import onnx
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import save, save_file
 
 from modelgrove_hub.cli.ingest import ingest
 from modelgrove_hub.hub import Hub
@@ -400,6 +404,45 @@ def test_a_file_that_changes_before_it_is_stored_is_refused_and_the_next_one_ing
 
     assert said == {"a.safetensors": "refused", "b.safetensors": "refused", "good.safetensors": "new"}
     assert [finding for finding in check(hub) if finding.level == "error"] == []
+
+
+def test_weight_files_of_every_kind_that_people_publish_are_taken(
+    folder: Path, outcomes: Any, pickled: ModuleType, hub: Hub
+):
+    for name, content, _ in pickled.benign():
+        write(folder / name, content)
+    weights = {"a.weight": torch.ones(2, 32), "b": torch.ones(3)}
+    save_file(weights, folder / "plain.safetensors", {"format": "pt"})
+    for number, name in enumerate(weights, 1):
+        write(folder / f"sharded/model-0000{number}-of-00002.safetensors", save({name: weights[name]}))
+    places = {name: f"model-0000{number}-of-00002.safetensors" for number, name in enumerate(weights, 1)}
+    write(folder / "sharded/model.safetensors.index.json", {"metadata": {"total_size": 268}, "weight_map": places})
+    write(folder / "pipeline/model_index.json", {"_class_name": "StableDiffusionPipeline"})
+    write(folder / "pipeline/unet/config.json", {"_class_name": "UNet2DConditionModel"})
+    write(folder / "pipeline/unet/diffusion_pytorch_model.fp16.safetensors", save({"w": torch.ones(2).half()}))
+    write(folder / "pipeline/unet/diffusion_pytorch_model.bin", pickled.saved(weights))
+    write(folder / "peft/adapter_config.json", {"peft_type": "LORA", "r": 1})
+    write(folder / "peft/adapter_model.safetensors", safetensors(LORA, bytes(32)))
+    writer = gguf.GGUFWriter(folder / "model.gguf", "sd")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    writer.add_string("tokenizer.chat_template", "{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    writer.add_tensor("a.weight", weights["a.weight"].numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    stored = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, (2,), [1.0, 2.0])
+    graph = onnx.helper.make_graph([], "g", [], [], [stored])
+    write(folder / "model.onnx", onnx.helper.make_model(graph).SerializeToString())
+
+    said = outcomes(folder)
+
+    assert len(said) == 24
+    assert [(name, reason) for name, reason in said.items() if reason != "ok"] == []
+    with hub.reading() as session:
+        unsafe = {model.name.rpartition("/")[2] for model in list_models(session, limit=100) if model.trust != "ok"}
+    assert {Path(name).stem for name, _, _ in pickled.benign()} - unsafe == set()
+    assert {"plain", "sharded", "pipeline", "peft", "model"} & unsafe == set()
 
 
 def test_gguf_and_onnx_that_claim_too_much_are_refused(folder: Path, outcomes: Any):

@@ -129,6 +129,7 @@ def _fuse(
     check_base(adapter, base)
     coverage = fuse(painter.networks, adapter, weight, undo)
     tokens = _teach(painter, model, undo)
+    coverage["tensors_not_understood"] -= len(tokens)
     return {"adapter": model.name, "weight": weight, **coverage, **({"style_tokens": tokens} if tokens else {})}
 
 

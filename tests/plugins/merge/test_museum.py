@@ -224,6 +224,7 @@ def test_previews_paint_with_the_token(chain, pipeline, tmp_path):
     model, _ = chain[1]
     plain, report = png("a cat", model)
     assert report["adapters"][0]["style_tokens"] == ["<monet>", "<klee>"]
+    assert report["adapters"][0]["tensors_not_understood"] == 0
     painted = {plain, png("a cat <monet>", model)[0], png("a cat <klee>", model)[0]}
     assert len(painted) == 3
     assert png("<monet> a cat", model)[0] in painted  # where it stands makes no difference

@@ -18,7 +18,7 @@ from modelgrove_hub.contracts import Picture
 from modelgrove_hub.errors import DataError, UsageError
 from modelgrove_hub.testing import FolderModel
 from modelgrove_plugins.evaluate.live import Live
-from modelgrove_plugins.preview.diffusers import open_painter
+from modelgrove_plugins.preview.diffusers import PreviewParams, open_painter
 from modelgrove_plugins.preview.standard import PIPELINES
 
 WORDS = ("a", "red", "apple", "b", "o", "t", "<|startoftext|>", "<|endoftext|>")
@@ -166,3 +166,26 @@ def test_a_denoiser_is_asked_about_pictures_as_the_pipeline_calls_it(sd, tmp_pat
     assert torch.allclose(call.positional[0], share.sqrt() * latents + (1 - share).sqrt() * noise, atol=1e-5)
     assert torch.equal(call.output, noise)
     assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_style_tokens_take_the_last_places_of_what_the_text_encoder_says(sd, tmp_path):
+    painter = open_painter(sd, tmp_path / "laid-out")
+    row = torch.full((1, 16), 2.0)
+    painter.tokens["monet"] = row
+    found = []
+
+    def hear(_unet, _positional, named):
+        found.append(named["encoder_hidden_states"])
+
+    heard = painter.pipe.unet.register_forward_pre_hook(hear, with_kwargs=True)
+    params = PreviewParams(prompts=("red",), steps=1, guidance_scale=4, negative_prompt="a <monet>")
+    painter.paint([("red <monet>", 0), ("red", 0)], params, lambda _done: None)
+    heard.remove()
+    with torch.inference_mode():
+        plain = painter.pipe.encode_prompt(["red", "a <monet>"], "cpu", 1, False)[0]
+    negative, other, spoken, unspoken = found[0]
+    assert torch.equal(spoken, torch.cat([plain[0, :-1], row]))
+    assert torch.equal(unspoken, plain[0])
+    # Encoded together with other prompts.
+    assert torch.allclose(negative, plain[1], atol=1e-5)
+    assert torch.equal(negative, other)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class FolderModel(RegisteredModel):
-    """The model in a folder or a single file, as a plugin sees it; what recognition would find, and hashes by path, may be given.
+    """The model in a folder or a single file, as a plugin sees it; what the registry knows may be given.
 
     Raises:
         NotFoundError: there is nothing at `path`.

@@ -21,7 +21,8 @@ from modelgrove_hub.tables import ModelKind, Relation
 from modelgrove_hub.testing import FolderModel, LocalContext, check_plugin, run_plugin
 from modelgrove_plugins.evaluate.pictures import read_pictures
 from modelgrove_plugins.merge import museum
-from modelgrove_plugins.merge.museum import MuseumMaker, MuseumParams, Training, restyled
+from modelgrove_plugins.merge.museum import MuseumMaker, MuseumParams
+from modelgrove_plugins.merge.style_training import Training, restyled
 from modelgrove_plugins.merge.sum import Sum
 from modelgrove_plugins.preview.diffusers import PICTURE, DiffusersPreviewer, PreviewParams, open_painter
 

@@ -3,6 +3,7 @@
     python bench/trust.py mark FOLDER
     python bench/trust.py bits FOLDER
     python bench/trust.py cost
+    python bench/trust.py heritage FOLDER
 
 **mark**: the white-box weight mark, 128 bits, in the zoo's base and in one of its LoRAs. A row for every attack:
 
@@ -22,6 +23,8 @@ enough at 10⁻⁶ in either polarity.
 
 **cost**: `modelgrove mark` and `verify` on a checkpoint of SDXL's shapes (2.57 billion parameters, fp16, 5.1 GB):
 seconds on the clock (`s`), of the processor (`cpu_s`), and the largest memory of the process (`peak_mb`).
+
+**heritage**: who came from whom; see `heritage.py`.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from typing import Any
 
 import click
 import torch
+from heritage import heritage
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
@@ -397,6 +401,8 @@ def cost(quick: bool, as_json: bool) -> None:
         made.add_row(name, *(f"{row[key]:.0f}" for key in ("s", "cpu_s", "peak_mb")))
     Console().print(made)
 
+
+main.add_command(heritage)
 
 if __name__ == "__main__":
     main()

@@ -109,7 +109,10 @@ def _correlations(facts: Sequence[Facts], first: int) -> list[float | None]:
 
 
 def _copies(context: Context, space: Space, facts: Sequence[Facts], params: TreeParams) -> dict[int, Verdict]:
-    """Copies of any kind, by the number of the copy: each model is compared with its nearest neighbours alone."""
+    """Copies of any kind, by the number of the copy: each model is compared with its nearest neighbours alone.
+
+    Same values are looked for first, then casts, then integer grids, so that no copy is the parent of another one.
+    """
     from modelgrove_analyzers.heritage.reading import confirm, is_gridded
     from modelgrove_analyzers.heritage.verdict import Kind as Found
     from modelgrove_analyzers.heritage.verdict import compare
@@ -117,18 +120,27 @@ def _copies(context: Context, space: Space, facts: Sequence[Facts], params: Tree
     models = context.inputs
     gridded = cache(lambda number: is_gridded(models[number]))
     found: dict[int, Verdict] = {}
-    for place, own in enumerate(facts):
-        near = [int(n) for n in space.from_one(place).argsort() if n != place][:_NEAREST]
-        for other in near:
-            verdict = compare(own, facts[other])
-            if verdict.kind is Found.SUSPECT and params.confirm and gridded(own.number):
-                side = verdict if verdict.child == own.number else verdict.turned()
-                verdict = confirm(side, models[side.parent], models[side.child], context.temp, lambda: None)
-            named = verdict.kind in (Found.EXACT, Found.RESAVED, Found.RENAMED, Found.QUANTIZED)
-            if named and verdict.child == own.number:
-                found[own.number] = verdict
-                break
+    for kinds in ((Found.EXACT, Found.RESAVED, Found.RENAMED), (Found.QUANTIZED,), (Found.SUSPECT,)):
+        for place, own in enumerate(facts):
+            near = [int(n) for n in space.from_one(place).argsort() if n != place and facts[n].number not in found]
+            for other in near[:_NEAREST] if own.number not in found else ():
+                verdict = compare(own, facts[other])
+                called = verdict.kind in kinds
+                if called and verdict.kind is Found.SUSPECT:
+                    called = params.confirm and gridded(own.number)
+                    side = verdict if verdict.child == own.number else verdict.turned()
+                    verdict = (
+                        confirm(side, models[side.parent], models[side.child], context.temp, _quiet) if called else side
+                    )
+                    called = verdict.kind is Found.QUANTIZED
+                if called and verdict.child == own.number:
+                    found[own.number] = verdict
+                    break
     return found
+
+
+def _quiet() -> None:
+    """Reading two models tells no progress of its own."""
 
 
 def _parents(origin: Origin) -> list[int]:

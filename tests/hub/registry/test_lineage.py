@@ -8,7 +8,7 @@ import pytest
 from sqlmodel import Session, select
 
 from modelgrove_hub.errors import UsageError
-from modelgrove_hub.registry.lineage import Node, add_edge, children, parents, tree
+from modelgrove_hub.registry.lineage import Node, add_edge, children, drop_inferred, parents, tree
 from modelgrove_hub.tables import Edge, Model, Relation, Revision
 
 
@@ -43,6 +43,18 @@ def test_declared_and_inferred_are_different_edges(session: Session, family) -> 
         "zoo/base (finetune, declared)",
         "zoo/base (finetune, inferred, 0.90)",
     ]
+
+
+def test_what_was_inferred_is_forgotten_and_what_was_declared_stays(session: Session, family) -> None:
+    add_edge(session, family["tuned"], family["base"], Relation.FINETUNE, inferred=False)
+    add_edge(session, family["tuned"], family["base"], Relation.COPY, inferred=True)
+
+    drop_inferred(session, family["tuned"], (Relation.FINETUNE, Relation.MERGE))
+
+    assert {(link.edge.relation, link.edge.inferred) for link in parents(session, family["tuned"])} == {
+        ("finetune", False),
+        ("copy", True),
+    }
 
 
 def test_nothing_is_its_own_parent(session: Session, family) -> None:

@@ -116,6 +116,11 @@ def find_origins(
     order = sorted(range(len(space.points)), key=lambda n: (n != root, groups[n], away[n]))
     mixes = {n: mix for n in order[1:] if (mix := _fit_mix(space, n, _not_later(n, groups)))}
     exact = {n: mix for n, mix in mixes.items() if mix.gain >= EXACT_GAIN}
+    # Of members that another merge has too, that merge explains as much: the members themselves are meant.
+    for number in exact:
+        simple = _fit_mix(space, number, [other for other in _not_later(number, groups) if other not in exact])
+        if simple and simple.gain >= EXACT_GAIN:
+            exact[number] = simple
     found = {root: Origin(None)}
     for number in _after_members(order[1:], exact):
         merge = exact.get(number)

@@ -86,6 +86,14 @@ def test_merges_are_found_with_their_weights(family, times):
     assert merge.parent == 4
 
 
+def test_a_merge_is_told_by_models_and_not_by_another_merge_of_them(family):
+    one = 0.5 * family.points[2] + 0.5 * family.points[4]
+    other = 0.4 * family.points[2] + 0.3 * family.points[4] + 0.3 * family.points[5]
+    origins = find_origins(made_space(*family.points, one, other), range(8))
+
+    assert dict(origins[7].members) == pytest.approx({2: 0.4, 4: 0.3, 5: 0.3}, abs=1e-6)
+
+
 def test_a_sibling_between_others_is_no_merge(family):
     assert all(not origin.members for origin in find_origins(family, range(6)))
 

@@ -4,6 +4,7 @@
     python bench/trust.py bits FOLDER
     python bench/trust.py cost
     python bench/trust.py heritage FOLDER
+    python bench/trust.py scanners --peers VENV
 
 **mark**: the white-box weight mark, 128 bits, in the zoo's base and in one of its LoRAs. A row for every attack:
 
@@ -25,15 +26,34 @@ enough at 10⁻⁶ in either polarity.
 seconds on the clock (`s`), of the processor (`cpu_s`), and the largest memory of the process (`peak_mb`).
 
 **heritage**: who came from whom; see `heritage.py`.
+
+**scanners**: pickles made to hurt, and plain weights as trainers pickle them (`tests/hub/pickled.py`), shown to what
+decides about conversion here and to the scanners in VENV (`python -m venv VENV && VENV/bin/pip install picklescan
+modelscan fickling typing_extensions`):
+
+    calls     hostile files that are flagged, of those that import what weights do not need
+    others    the same of archives that two readers see differently, or that hide something, and of absurd sizes: most
+              scanners look at imports alone and do not claim to see these
+    clean     hostile files that are called clean
+    error     hostile files without a verdict: skipped, an exception, more than 30 seconds or 4 GB
+    wrong     plain weights that are not called clean; none is right
+    ms        a file, the scan alone, in a process that has everything imported
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import os
+import subprocess
+import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import module_from_spec, spec_from_file_location
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -50,6 +70,7 @@ import modelgrove_analyzers
 from modelgrove_analyzers.zoo.base import BaseRecipe, BaseTrainer, is_base_picture
 from modelgrove_analyzers.zoo.base_folder import ZooBase, write_base
 from modelgrove_analyzers.zoo.pictures import PictureSet
+from modelgrove_hub.errors import UnsafeFileError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.keys import find_key, list_keys, new_key, read_secret
 from modelgrove_hub.plugins import get_plugin
@@ -400,6 +421,101 @@ def cost(quick: bool, as_json: bool) -> None:
     for name, row in rows.items():
         made.add_row(name, *(f"{row[key]:.0f}" for key in ("s", "cpu_s", "peak_mb")))
     Console().print(made)
+
+
+def verdicts() -> dict[str, Callable[[bytes], str]]:
+    """Ours: the first gate alone, the loader alone, and all three as the confined process has them."""
+    from modelgrove_hub.formats.plain_pickles import check_plain
+    from modelgrove_hub.ingest import unpickling
+
+    unpickling.rehearse()
+
+    def first(data: bytes) -> str:
+        try:
+            check_plain(io.BytesIO(data), len(data), "x")
+        except UnsafeFileError:
+            return "flagged"
+        return "clean"
+
+    def loader(data: bytes) -> str:
+        try:
+            torch.load(io.BytesIO(data), weights_only=True)
+        except Exception:  # noqa: BLE001  (it says no by exceptions of many kinds)
+            return "flagged"
+        return "clean"
+
+    def all_three(data: bytes) -> str:
+        return "flagged" if "refused" in unpickling.attempt(io.BytesIO(data), io.BytesIO(), len(data)) else "clean"
+
+    return {"modelgrove": all_three, "its scan alone": first, "torch weights_only alone": loader}
+
+
+def scanned(files: Mapping[str, bytes], peers: Path | None) -> dict[str, dict[str, tuple[str, float]]]:
+    """Tool → file → verdict and seconds."""
+    logging.getLogger("picklescan").setLevel(logging.CRITICAL)
+    found: dict[str, dict[str, tuple[str, float]]] = {}
+    for tool, judge in verdicts().items():
+        found[tool] = {}
+        for name, data in files.items():
+            started = time.perf_counter()
+            with warnings.catch_warnings(action="ignore"):
+                verdict = judge(data)
+            found[tool][name] = verdict, time.perf_counter() - started
+    if peers is None:
+        return found
+    from scanners import TOOLS
+
+    with TemporaryDirectory() as place:
+        for name, data in files.items():
+            (Path(place) / name).write_bytes(data)
+        for tool in TOOLS:
+            command = [str(peers / "bin/python"), str(Path(__file__).with_name("scanners.py")), tool, place]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found[tool] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+@main.command()
+@click.option("--peers", type=click.Path(path_type=Path, exists=True), help="Environment with the other scanners.")
+@click.option("--quick", is_flag=True, help="One file in ten.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def scanners(peers: Path | None, quick: bool, as_json: bool) -> None:
+    """Pickles made to hurt, and plain ones, before scanners."""
+    spec = spec_from_file_location("pickled", Path(__file__).parents[1] / "tests/hub/pickled.py")
+    assert spec
+    assert spec.loader
+    corpus = module_from_spec(spec)
+    spec.loader.exec_module(corpus)
+    step = 10 if quick else 1
+    calls, others = (dict(list(made())[::step]) for made in (corpus.calling, corpus.abusing))
+    plain = {name: data for name, data, _ in list(corpus.benign())[::step]}
+    rows = {}
+    for tool, said in scanned(calls | others | plain, peers).items():
+        counts = Counter(said[name][0] for name in calls | others)
+        rows[tool] = {
+            "calls": sum(said[name][0] == "flagged" for name in calls),
+            "others": sum(said[name][0] == "flagged" for name in others), "clean": counts["clean"],
+            "error": counts["error"], "wrong": sum(said[name][0] != "clean" for name in plain),
+            "ms": 1000 * sum(seconds for _, seconds in said.values()) / len(said),
+        }  # fmt: skip
+    assert not corpus.was_run(), f"something hostile was run: {corpus.OWNED} is there"
+    if as_json:
+        click.echo(
+            json.dumps({"calls": len(calls), "others": len(others), "plain": len(plain), "results": rows}, indent=2)
+        )
+        return
+    made = Table(
+        f"{len(calls)} calls, {len(others)} others, {len(plain)} plain",
+        "calls",
+        "others",
+        "clean",
+        "error",
+        "wrong",
+        "ms",
+    )
+    for name, row in rows.items():
+        made.add_row(name, *(f"{value:.1f}" if key == "ms" else str(value) for key, value in row.items()))
+    Console(width=120).print(made)
 
 
 main.add_command(heritage)

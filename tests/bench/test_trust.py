@@ -1,6 +1,9 @@
 """What bench/trust.py counts: false positives as `verify` reads them, and every row of the table."""
 
+import json
+
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from modelgrove_hub.settings import settings
@@ -33,3 +36,11 @@ def test_independent_models_and_the_marked_one_are_told_apart(bench, tmp_path, l
     console.print(bench.table(world.rows))
     assert "128" in console.export_text()
     settings.cache_clear()
+
+
+def test_scanners_are_compared_on_the_corpus_and_nothing_of_it_runs(bench):
+    run = CliRunner().invoke(bench.main, ["scanners", "--quick", "--json"], catch_exceptions=False)
+    found = json.loads(run.stdout)
+    ours, alone = found["results"]["modelgrove"], found["results"]["torch weights_only alone"]
+    assert (ours["calls"], ours["others"], ours["clean"], ours["wrong"]) == (found["calls"], found["others"], 0, 0)
+    assert alone["others"] < found["others"]

@@ -170,12 +170,22 @@ CALLED = (
 
 def hostile() -> Iterator[tuple[str, bytes]]:
     """Name and bytes: none of these may be converted."""
+    yield from calling()
+    yield from abusing()
+
+
+def calling() -> Iterator[tuple[str, bytes]]:
+    """Pickles that import, and would call, what weights do not need."""
     for name in CALLED:
         yield f"zip-{name}.pt", in_zip(call(name, OWNED))
     for name in CALLED[:12]:
         yield f"legacy-{name}.bin", in_legacy(call(name, OWNED))
         yield f"bare-{name}.pkl", call(name, OWNED)
     yield from _hidden()
+
+
+def abusing() -> Iterator[tuple[str, bytes]]:
+    """Archives that two readers see differently, that hide something or are no pickle, and sizes beyond all bounds."""
     yield from _odd_archives()
     yield from _too_much()
 
@@ -236,6 +246,11 @@ def _odd_archives() -> Iterator[tuple[str, bytes]]:
     yield "checksum.pt", whole.replace(bytes(64), bytes(63) + b"\1", 1)
     yield "other-name.pt", whole.replace(b"archive/data.pkl", b"archive/DATA.PKL", 1)
     yield "encrypted.pt", whole[:6] + b"\x01" + whole[7:]
+    far = io.BytesIO(whole)
+    with zipfile.ZipFile(far, "a") as made:
+        made.writestr("archive/data/1", bytes(4))
+        made.filelist[-1].header_offset = 2**63
+    yield "far.pt", far.getvalue()
     yield "before.pt", b"PK\3\4" + bytes(60) + whole
     yield "after.pt", whole + bytes(64)
     yield "comment.pt", whole[:-2] + struct.pack("<H", 8) + b"PK\3\4MZ\0\0"

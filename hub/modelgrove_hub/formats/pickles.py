@@ -31,6 +31,11 @@ _ZIP = (b"PK\x03\x04", _END_OF_DIRECTORY)
 _END_OF_DIRECTORY_64 = b"PK\x06\x06"
 _PACKED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """How a member may be packed: other methods let the archive say how much memory it takes to unpack it."""
+DAMAGED_ZIP = (
+    zipfile.BadZipFile, zlib.error, struct.error, ValueError, ArithmeticError, LookupError, OSError, RuntimeError,
+    EOFError,
+)  # fmt: skip
+"""What Python's reader raises on bytes that are no sound archive; OverflowError for places beyond 2^63."""
 _TAR_MEMBERS = {b"sys_info", b"pickle", b"tensors", b"storages"}
 _SILENT = {"PROTO", "FRAME", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _BEGINNING = 30
@@ -91,7 +96,7 @@ def _inspect_zip(file: BinaryIO, size: int) -> PickleReport:
             with archive.open(inside[0]) as member:
                 data = member.read(MAX_PICKLE)
             return PickleReport(wrapping, _imports(data), _is_numbered(data))
-    except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, LookupError, OSError, RuntimeError, EOFError):
+    except DAMAGED_ZIP:
         return PickleReport("damaged zip archive")
 
 

@@ -13,12 +13,11 @@ import re
 import stat
 import struct
 import zipfile
-import zlib
 from io import BytesIO
 from typing import BinaryIO
 
 from modelgrove_hub.errors import UnsafeFileError
-from modelgrove_hub.formats.pickles import MAX_DIRECTORY, MAX_PICKLE, directory_size, inspect_pickle
+from modelgrove_hub.formats.pickles import DAMAGED_ZIP, MAX_DIRECTORY, MAX_PICKLE, directory_size, inspect_pickle
 from modelgrove_hub.formats.texts import readable
 
 MAX_MEMBERS = 200_000
@@ -108,7 +107,7 @@ def _from_zip(file: BinaryIO, size: int) -> bytes:
             return archive.read(inside)
     except _NotPlainError:
         raise
-    except (zipfile.BadZipFile, zlib.error, struct.error, ValueError, LookupError, OSError, RuntimeError, EOFError):
+    except DAMAGED_ZIP:
         raise _NotPlainError("the archive is damaged") from None
 
 

@@ -21,6 +21,8 @@ from click.testing import CliRunner
 from safetensors.torch import load, load_file
 
 from modelgrove_hub.cli.ingest import ingest
+from modelgrove_hub.errors import UnsafeFileError
+from modelgrove_hub.formats.plain_pickles import check_plain
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest import unpickling
 from modelgrove_hub.registry.attestations import attestations_of, subjects_of
@@ -213,3 +215,9 @@ def test_a_confined_process_is_stopped_when_its_time_is_over(tmp_path: Path):
     program = "from modelgrove_hub.ingest.confined import confine\nconfine(2**28, 1, 0)\nwhile True: pass"
     done = subprocess.run([sys.executable, "-c", program], check=False)
     assert done.returncode in (-signal.SIGXCPU, -signal.SIGKILL)
+
+
+def test_a_place_beyond_what_files_can_have_is_a_damaged_archive(pickled: ModuleType):
+    far = dict(pickled.abusing())["far.pt"]
+    with pytest.raises(UnsafeFileError, match="damaged"):
+        check_plain(io.BytesIO(far), len(far), "far.pt")

@@ -15,12 +15,20 @@ from sqlalchemy.exc import OperationalError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry.database import connect
 from modelgrove_hub.registry.models import add_revision
-from modelgrove_hub.settings import Settings
+from modelgrove_hub.settings import Settings, settings
 from modelgrove_hub.tables import Blob, Revision
 from modelgrove_migrations.run import upgrade
 
 POSTGRES = os.environ.get("MODELGROVE_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
 BOTH = ["sqlite", pytest.param("postgresql", marks=pytest.mark.service)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_settings() -> Iterator[None]:
+    """No module sees the hub that another one's commands opened in the same process."""
+    settings.cache_clear()
+    yield
+    settings.cache_clear()
 
 
 @contextmanager

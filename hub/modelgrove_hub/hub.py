@@ -21,6 +21,8 @@ class Hub:
     settings: Settings
     engine: Engine
     store: BlobStore
+    public_only: bool = False
+    """Private models are not there: their names, files and vectors are not found by any query of `Model`."""
 
     @classmethod
     def open(cls, config: Settings | None = None) -> Hub:
@@ -31,11 +33,11 @@ class Hub:
     @contextmanager
     def transaction(self) -> Iterator[Session]:
         """One database transaction: committed at the end, rolled back on any exception."""
-        with transaction(self.engine) as session:
+        with transaction(self.engine, public_only=self.public_only) as session:
             yield session
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """One database transaction that only reads, and so waits for no writer."""
-        with reading(self.engine) as session:
+        with reading(self.engine, public_only=self.public_only) as session:
             yield session

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from modelgrove_hub.cli.output import json_option, print_json
+from modelgrove_hub.cli.place import ask
 from modelgrove_hub.errors import DataError
 
 
@@ -14,12 +13,11 @@ from modelgrove_hub.errors import DataError
 @json_option
 def doctor(as_json: bool) -> None:
     """Check the hub's folder, database, store, broker, index and plugins."""
-    from modelgrove_hub.doctor import examine
-    from modelgrove_hub.settings import settings
+    from modelgrove_hub.verbs.system import doctor as verb
 
-    checks = list(examine(settings()))
+    checks = ask(verb)
     if as_json:
-        print_json([asdict(check) for check in checks])
+        print_json([check.model_dump() for check in checks])
     else:
         for check in checks:
             click.echo(f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.seen}")

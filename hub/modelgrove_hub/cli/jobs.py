@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from modelgrove_hub.cli.output import json_option, print_facts, print_json, print_table, say
-from modelgrove_hub.cli.work import follow, open_hub, show_job
+from modelgrove_hub.cli.place import ask
+from modelgrove_hub.cli.work import follow, show_job
 
 
 @click.group()
@@ -19,11 +20,11 @@ def jobs() -> None:
 @json_option
 def list_(state: str | None, limit: int, as_json: bool) -> None:
     """List jobs, newest first."""
-    from modelgrove_hub.jobs.rows import list_jobs
+    from modelgrove_hub.verbs.jobs import list_jobs
 
-    rows = list_jobs(open_hub(), state=state, limit=limit)
+    rows = ask(list_jobs, state=state, limit=limit).items
     if as_json:
-        print_json([row.model_dump(exclude={"log"}) for row in rows])
+        print_json([row.model_dump() for row in rows])
         return
     print_table(
         ("id", "plugin", "state", "done", "tries", "since", "message"),
@@ -37,9 +38,9 @@ def list_(state: str | None, limit: int, as_json: bool) -> None:
 @json_option
 def show(job: str, as_json: bool) -> None:
     """Show one job: parameters, result, log."""
-    from modelgrove_hub.jobs.rows import get
+    from modelgrove_hub.verbs.jobs import show_job as verb
 
-    row = get(open_hub(), job)
+    row = ask(verb, job=job)
     if as_json:
         print_json(row.model_dump())
         return
@@ -66,7 +67,7 @@ def show(job: str, as_json: bool) -> None:
 @json_option
 def wait(job: str, as_json: bool) -> None:
     """Show JOB's progress until it ends."""
-    show_job(follow(open_hub(), job), as_json=as_json)
+    show_job(follow(job), as_json=as_json)
 
 
 @jobs.command()
@@ -74,9 +75,9 @@ def wait(job: str, as_json: bool) -> None:
 @json_option
 def cancel(job: str, as_json: bool) -> None:
     """Ask JOB to stop; a running one stops at its next step."""
-    from modelgrove_hub.jobs.rows import cancel as ask
+    from modelgrove_hub.verbs.jobs import cancel_job
 
-    row = ask(open_hub(), job)
+    row = ask(cancel_job, job=job)
     if as_json:
         print_json({"id": row.id, "state": row.state, "cancel_requested": row.cancel_requested})
     else:
@@ -88,10 +89,6 @@ def cancel(job: str, as_json: bool) -> None:
 @json_option
 def retry(job: str, as_json: bool) -> None:
     """Queue a failed or cancelled JOB again."""
-    from modelgrove_hub.jobs.dispatch import publish
-    from modelgrove_hub.jobs.rows import retry as queue_again
+    from modelgrove_hub.verbs.jobs import retry_job
 
-    hub = open_hub()
-    row = queue_again(hub, job)
-    publish(hub, row)
-    show_job(row, as_json=as_json)
+    show_job(ask(retry_job, job=job), as_json=as_json)

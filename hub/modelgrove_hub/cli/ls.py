@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from modelgrove_hub.cli.output import human_size, json_option, print_json, print_table
-from modelgrove_hub.cli.work import open_hub
+from modelgrove_hub.cli.place import ask
 
 
 @click.command()
@@ -23,25 +23,17 @@ from modelgrove_hub.cli.work import open_hub
 @json_option
 def ls(text: str | None, limit: int, as_json: bool, **filters: Any) -> None:
     """List models, newest first; TEXT filters by name."""
-    from modelgrove_hub.registry.models import latest_revision, list_models
+    from modelgrove_hub.verbs.models import list_models
 
-    hub = open_hub()
-    with hub.reading() as session:
-        models = list_models(session, text=text, limit=limit, **filters)
-        rows = [(model, latest_revision(session, model)) for model in models]
+    models = ask(list_models, text=text, limit=limit, **filters).items
     if as_json:
-        print_json(
-            [
-                {**m.model_dump(exclude={"card"}), "size": r.size, "parameters": r.parameters, "revision": r.digest}
-                for m, r in rows
-            ]
-        )
+        print_json([model.model_dump() for model in models])
         return
     print_table(
         ("name", "kind", "family", "type", "size", "parameters", "licence"),
         (
-            (m.name, m.kind, m.family, m.adapter_type, human_size(r.size), f"{r.parameters:,}", m.licence)
-            for m, r in rows
+            (m.name, m.kind, m.family, m.adapter_type, human_size(m.size), f"{m.parameters:,}", m.licence)
+            for m in models
         ),
         empty="No models here. Next: modelgrove ingest PATH",
     )

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from modelgrove_hub.cli.output import json_option, print_facts, print_json, print_table, say
+from modelgrove_hub.cli.place import ask
 from modelgrove_hub.errors import PluginError
 
 _LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -23,20 +24,15 @@ def plugin() -> None:
 @json_option
 def list_(as_json: bool) -> None:
     """List installed plugins, the broken ones too."""
-    from modelgrove_hub.plugins import load_plugins
+    from modelgrove_hub.verbs.plugins import list_plugins
 
-    states = load_plugins()
+    found = ask(list_plugins)
     if as_json:
-        print_json(
-            [
-                {"name": s.name, "kind": s.kind, "state": s.state, "distribution": s.distribution, "reason": s.reason}
-                for s in states
-            ]
-        )
+        print_json([plugin.model_dump() for plugin in found])
         return
     print_table(
         ("plugin", "state", "from", "what it does"),
-        ((s.full_name, s.state, s.distribution, s.plugin.summary if s.plugin else s.reason) for s in states),
+        ((one.full_name, one.state, one.distribution, one.summary or one.reason) for one in found),
         empty="No plugins are installed.",
     )
 
@@ -46,19 +42,12 @@ def list_(as_json: bool) -> None:
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Show what plugin NAME does and its parameters."""
-    from modelgrove_hub.plugins import get_plugin
+    from modelgrove_hub.verbs.plugins import show_plugin
 
-    found = get_plugin(name)
-    schema = found.Params.model_json_schema()
+    found = ask(show_plugin, plugin=name)
+    schema = found.params
     if as_json:
-        facts = {
-            "name": found.name,
-            "kind": found.kind,
-            "api": found.api,
-            "summary": found.summary,
-            "paper": found.paper,
-        }
-        print_json({**facts, "params": schema})
+        print_json(found.model_dump())
         return
     print_facts([("plugin", f"{found.kind}.{found.name}"), ("summary", found.summary), ("paper", found.paper)])
     required = set(schema.get("required", ()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from modelgrove_hub.cli.output import dry_run_option, json_option, print_json, say
-from modelgrove_hub.cli.work import open_hub
+from modelgrove_hub.cli.place import ask
 
 
 @click.command()
@@ -14,14 +14,9 @@ from modelgrove_hub.cli.work import open_hub
 @json_option
 def rm(models: tuple[str, ...], dry_run: bool, as_json: bool) -> None:
     """Forget MODELS. Referenced files stay where they are; stored blobs go at the next `gc`."""
-    from modelgrove_hub.registry.models import find, remove
+    from modelgrove_hub.verbs.models import Choice, remove_models
 
-    hub = open_hub()
-    with hub.transaction() as session:
-        names = [find(session, model).name for model in models]
-        if not dry_run:
-            for name in names:
-                remove(session, name)
+    names = ask(remove_models, choice=Choice(models=list(models), dry_run=dry_run)).names
     if as_json:
         print_json({"removed": [] if dry_run else names, "would_remove": names if dry_run else []})
     else:

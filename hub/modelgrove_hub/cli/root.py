@@ -64,12 +64,18 @@ def _broken(entry: EntryPoint, error: Exception) -> click.Command:
     "6 job or plugin failed, 7 storage or service unreachable, 130 interrupted.",
 )
 @click.option("--home", type=click.Path(file_okay=False), help="The hub's folder (MODELGROVE_HOME).")
+@click.option("--hub", "url", metavar="URL", help="Ask the hub served there, not this machine's (MODELGROVE_HUB).")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(version("modelgrove"), prog_name="modelgrove")
-def modelgrove(home: str | None, debug: bool) -> None:
+def modelgrove(home: str | None, url: str | None, debug: bool) -> None:
     """A self-hosted model hub that understands weights."""
     if home:
+        from modelgrove_hub.settings import settings
+
         os.environ["MODELGROVE_HOME"] = home  # workers started from here inherit it
+        settings.cache_clear()
+    if url:
+        os.environ["MODELGROVE_HUB"] = url
     if debug:
         os.environ["MODELGROVE_DEBUG"] = "1"
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from modelgrove_hub.cli.output import json_option, print_json, print_table, say
-from modelgrove_hub.cli.work import open_hub
+from modelgrove_hub.cli.place import ask
 
 if TYPE_CHECKING:
     from modelgrove_hub.search.answers import Answer
@@ -49,10 +49,10 @@ def search(text: str, by: Any, limit: int, as_json: bool, **filters: Any) -> Non
     Scores are standard deviations above what unrelated prompts get at best; "?" marks hits that any text
     might have brought. Upper and lower case are the same to filters.
     """
-    from modelgrove_hub.search.filters import Filters
-    from modelgrove_hub.search.query import search as ask
+    from modelgrove_hub.verbs.search import search as verb
 
-    show_answer(ask(open_hub(), text, by, Filters(**filters), limit), as_json=as_json, empty="No models to search yet.")
+    answer = ask(verb, text=text, by=by, limit=limit, **filters)
+    show_answer(answer, as_json=as_json, empty="No models to search yet.")
 
 
 def show_answer(answer: Answer, *, as_json: bool, empty: str) -> None:

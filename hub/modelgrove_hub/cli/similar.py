@@ -7,8 +7,8 @@ from typing import Any
 import click
 
 from modelgrove_hub.cli.output import json_option
+from modelgrove_hub.cli.place import ask
 from modelgrove_hub.cli.search import filter_options, show_answer
-from modelgrove_hub.cli.work import open_hub
 
 
 @click.command()
@@ -18,7 +18,7 @@ from modelgrove_hub.cli.work import open_hub
 @json_option
 def similar(model: str, limit: int, as_json: bool, **filters: Any) -> None:
     """Find the models that do most nearly what MODEL does. Scores are cosines of their vectors."""
-    from modelgrove_hub.search.filters import Filters
-    from modelgrove_hub.search.query import similar as ask
+    from modelgrove_hub.verbs.search import similar as verb
 
-    show_answer(ask(open_hub(), model, Filters(**filters), limit), as_json=as_json, empty="Nothing to compare with.")
+    answer = ask(verb, model=model, limit=limit, **filters)
+    show_answer(answer, as_json=as_json, empty="Nothing to compare with.")

@@ -16,6 +16,7 @@ from modelgrove_hub.errors import JobFailedError
 if TYPE_CHECKING:
     from modelgrove_hub.hub import Hub
     from modelgrove_hub.tables import Job
+    from modelgrove_hub.verbs.facts import JobFacts
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -63,7 +64,7 @@ def resolve(hub: Hub, references: Sequence[str]) -> list[int]:
 def do(
     hub: Hub, plugin: str, params: Mapping[str, Any], inputs: Sequence[int], *,
     target: str | None = None, wait: bool = False, local: bool = False, key: str | None = None,
-) -> Job:  # fmt: skip
+) -> Job | JobFacts:  # fmt: skip
     """Submit a job and, as the user asked, run it here, wait for it or leave it to the workers.
 
     Raises:
@@ -83,17 +84,18 @@ def do(
         finally:
             close()
     publish(hub, job)
-    return follow(hub, job.id) if wait else job
+    return follow(job.id) if wait else job
 
 
-def follow(hub: Hub, job_id: str) -> Job:
+def follow(job_id: str) -> JobFacts:
     """Show a job's progress until it ends. Ctrl-C leaves the job running."""
-    from modelgrove_hub.jobs.rows import get
+    from modelgrove_hub.cli.place import ask
+    from modelgrove_hub.verbs.jobs import show_job as get
 
     update, close = progress_bar(f"job {job_id[:8]}")
     started, hinted = time.monotonic(), False
     try:
-        while not (job := get(hub, job_id)).finished_at:
+        while not (job := ask(get, job=job_id)).finished_at:
             update(job.progress, job.message)
             if not hinted and not job.attempts and time.monotonic() - started > _HINT_AFTER:
                 hinted = True
@@ -107,7 +109,7 @@ def follow(hub: Hub, job_id: str) -> Job:
     return _checked(job)
 
 
-def show_job(job: Job, *, as_json: bool) -> None:
+def show_job(job: Job | JobFacts, *, as_json: bool) -> None:
     """Print a job as the end of a command."""
     if as_json:
         print_json(job.model_dump(exclude={"log"}))
@@ -119,7 +121,10 @@ def show_job(job: Job, *, as_json: bool) -> None:
             click.echo(name)
 
 
-def _checked(job: Job) -> Job:
+AnyJob = TypeVar("AnyJob", "Job", "JobFacts")
+
+
+def _checked(job: AnyJob) -> AnyJob:
     if job.state != "done":
         raise JobFailedError(f"job {job.id} ({job.plugin}) {job.state}: {job.error or 'no reason was recorded'}")
     return job

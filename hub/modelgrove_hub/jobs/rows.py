@@ -18,7 +18,7 @@ from enum import Enum
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, tuple_
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, col, select, update
 
@@ -87,10 +87,17 @@ def get(hub: Hub, reference: str) -> Job:
         return _find(session, reference)
 
 
-def list_jobs(hub: Hub, *, state: str | None = None, limit: int = 30) -> list[Job]:
-    """Jobs, newest first, of one state or of all."""
-    query = select(Job).order_by(col(Job.created_at).desc()).limit(limit)
+def list_jobs(hub: Hub, *, state: str | None = None, limit: int = 30, after: str | None = None) -> list[Job]:
+    """Jobs, newest first, of one state or of all; for the next page give the last one's id as `after`.
+
+    Raises:
+        NotFoundError: there is no job `after`.
+    """
+    query = select(Job).order_by(col(Job.created_at).desc(), col(Job.id).desc()).limit(limit)
     with hub.reading() as session:
+        if after:
+            last = _find(session, after)
+            query = query.where(tuple_(col(Job.created_at), col(Job.id)) < (last.created_at, last.id))
         return list(session.exec(query.where(Job.state == state) if state else query))
 
 

@@ -12,11 +12,14 @@ from sqlalchemy import create_engine as sqlalchemy_engine
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
-from sqlmodel import Session, SQLModel
+from sqlalchemy.orm import ORMExecuteState, with_loader_criteria
+from sqlmodel import Session, SQLModel, col
 
 from modelgrove_hub.errors import StorageError
+from modelgrove_hub.tables import Model
 
 _READING = "modelgrove_reading"
+_PUBLIC_ONLY = "modelgrove_public_only"
 _TURN = 1
 """Number of the lock: our only one. The other half of its key is the schema, for hubs may share a database."""
 
@@ -37,14 +40,15 @@ def connect(url: str) -> Engine:
 
 
 @contextmanager
-def transaction(engine: Engine) -> Iterator[Session]:
-    """One transaction: committed at the end, rolled back on any exception.
+def transaction(engine: Engine, *, public_only: bool = False) -> Iterator[Session]:
+    """One transaction: committed at the end, rolled back on any exception. With `public_only` no private model is seen.
 
     Raises:
         StorageError: the database does not answer or refuses the work.
     """
     try:
-        with Session(engine, expire_on_commit=False) as session, session.begin():
+        info = {_PUBLIC_ONLY: public_only}
+        with Session(engine, expire_on_commit=False, info=info) as session, session.begin():
             yield session
     except DBAPIError as error:
         if error.connection_invalidated or type(error).__name__ == "OperationalError":
@@ -55,14 +59,20 @@ def transaction(engine: Engine) -> Iterator[Session]:
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Session]:
+def reading(engine: Engine, *, public_only: bool = False) -> Iterator[Session]:
     """One transaction that only reads; on SQLite it waits for no writer, and writing in it is an error.
 
     Raises:
         StorageError: the database does not answer, or something was written.
     """
-    with transaction(engine.execution_options(**{_READING: True})) as session:
+    with transaction(engine.execution_options(**{_READING: True}), public_only=public_only) as session:
         yield session
+
+
+@event.listens_for(Session, "do_orm_execute")
+def _leave_out_private(state: ORMExecuteState) -> None:
+    if state.is_select and state.session.info.get(_PUBLIC_ONLY):
+        state.statement = state.statement.options(with_loader_criteria(Model, col(Model.private).is_(False)))
 
 
 def take_turn(session: Session) -> None:

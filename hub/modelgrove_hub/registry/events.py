@@ -57,9 +57,10 @@ def head(session: Session) -> tuple[int, str]:
     return number or 0, digest
 
 
-def list_events(session: Session, limit: int) -> list[Event]:
-    """The newest events, newest first."""
-    return list(session.exec(select(Event).order_by(col(Event.id).desc()).limit(limit)))
+def list_events(session: Session, limit: int, before: int | None = None) -> list[Event]:
+    """The newest events, or the newest before the one of that number; newest first."""
+    query = select(Event).order_by(col(Event.id).desc()).limit(limit)
+    return list(session.exec(query if before is None else query.where(col(Event.id) < before)))
 
 
 def hash_of(event: Event) -> str:

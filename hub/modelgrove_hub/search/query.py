@@ -45,10 +45,10 @@ _LONGEST_QUERY = 2000
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A model whose vectors came near: its latest revision, vectors by side, and the expert that made one."""
+    """A model (its id) whose vectors came near: its latest revision, vectors by side, the expert that made one."""
 
     revision: int
-    model: Model
+    model: int
     vectors: dict[Side, Vector]
     expert: Expert | None
 
@@ -80,7 +80,8 @@ def search(hub: Hub, text: str, by: By = "both", filters: Filters | None = None,
     ranked = _ranked(background, query, found, scores, labels)
     best = [candidates[one] for one in fuse(ranked)[:limit]]
     looks = _looks(hub, background, {one.revision: one.vectors["weights"] for one in best if "weights" in one.vectors})
-    hits = [_hit(one, scores, ranked, limit, looks.get(one.revision, ())) for one in best]
+    models = _models(hub, best)
+    hits = [_hit(models[one.model], one, scores, ranked, limit, looks.get(one.revision, ())) for one in best]
     return answer(hits, missing, with_expert, outside)
 
 
@@ -109,7 +110,7 @@ def similar(hub: Hub, reference: str, filters: Filters | None = None, limit: int
         return nobody
     with hub.reading() as session:
         found = _candidates(session, (side,), {*near, cast(int, revision.id)})
-    candidates = [one for one in found if one.model.id != model.id]
+    candidates = [one for one in found if one.model != model.id]
     # The vectors of one expert lean one way, so without their mean its own models would come first.
     placed_by = next((one.expert for one in found if one.revision == revision.id), None)
     query = centred(query, placed_by)
@@ -120,8 +121,10 @@ def similar(hub: Hub, reference: str, filters: Filters | None = None, limit: int
     candidates.sort(key=lambda one: -cosines[one.revision])
     best = candidates[:limit]
     looks = _looks(hub, background, {one.revision: one.vectors["weights"] for one in best} if side == "weights" else {})
+    models = _models(hub, best)
     hits = tuple(
-        hit(one.model, {side: cosines[one.revision]}, {side: -1.0}, [side], looks.get(one.revision, ())) for one in best
+        hit(models[one.model], {side: cosines[one.revision]}, {side: -1.0}, [side], looks.get(one.revision, ()))
+        for one in best
     )
     note = f"No expert has placed {model.name}: these are the models with similar cards."
     return Answer(hits, not hits, () if side == "weights" else (note,), {}, {})
@@ -166,20 +169,30 @@ def _nobody(hub: Hub, filters: Filters) -> Answer | None:
 
 def _candidates(session: Session, sides: Sequence[Side], revisions: Collection[int]) -> list[_Candidate]:
     """Those `revisions` that are their models' latest, with their vectors on all `sides`."""
+    # Whole models and experts, with their cards and calibrations, would be read hundreds of times to show ten.
     query = (
-        select(Embedding, Model, Expert)
+        select(Embedding.revision_id, Embedding.side, Embedding.vector, Embedding.expert_id, Model.id)
         .join(Revision, col(Revision.id) == col(Embedding.revision_id))
         .join(Model, col(Model.id) == col(Revision.model_id))
-        .join(Expert, col(Expert.id) == col(Embedding.expert_id), isouter=True)
         .where(*_rows_of(revisions), col(Embedding.side).in_(sides), col(Revision.id).in_(latest_revisions()))
     )
+    rows = session.exec(query).all()
+    used = {number for *_, number, _ in rows if number is not None}
+    experts = {one.id: one for one in session.exec(select(Expert).where(col(Expert.id).in_(used)))} if used else {}
     found: dict[int, _Candidate] = {}
-    for row, model, expert in session.exec(query):
-        known = found.get(row.revision_id)
-        vectors = {**(known.vectors if known else {}), cast(Side, row.side): _vector(row.vector)}
-        placed_by: Expert | None = expert or (known.expert if known else None)
-        found[row.revision_id] = _Candidate(row.revision_id, model, vectors, placed_by)
+    for revision, side, vector, expert, model in rows:
+        known = found.get(revision)
+        vectors = {**(known.vectors if known else {}), cast(Side, side): _vector(vector)}
+        placed_by = experts.get(expert) or (known.expert if known else None)
+        found[revision] = _Candidate(revision, cast(int, model), vectors, placed_by)
     return list(found.values())
+
+
+def _models(hub: Hub, candidates: Sequence[_Candidate]) -> dict[int | None, Model]:
+    """The models of candidates by id."""
+    with hub.reading() as session:
+        query = select(Model).where(col(Model.id).in_({one.model for one in candidates}))
+        return {model.id: model for model in session.exec(query)}
 
 
 def _scores(
@@ -231,12 +244,12 @@ def _looks(hub: Hub, background: Background, vectors: Mapping[int, Vector]) -> d
 
 
 def _hit(
-    one: _Candidate, scores: Mapping[Side, Mapping[int, float]], ranked: Mapping[Side, Sequence[int]], limit: int,
-    looks: tuple[str, ...],
+    model: Model, one: _Candidate, scores: Mapping[Side, Mapping[int, float]], ranked: Mapping[Side, Sequence[int]],
+    limit: int, looks: tuple[str, ...],
 ) -> Hit:  # fmt: skip
     own = {side: rows[one.revision] for side, rows in scores.items() if one.revision in rows}
     found_by = [side for side in own if one.revision in ranked[side][:limit]]
-    return hit(one.model, own, _thresholds(one.expert), found_by, looks)
+    return hit(model, own, _thresholds(one.expert), found_by, looks)
 
 
 def _thresholds(expert: Expert | None) -> Mapping[Side, float]:

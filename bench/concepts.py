@@ -75,6 +75,7 @@ METHODS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "knots": ("knots", {}),
     "tsv": ("tsv", {}),
     "iso-c": ("iso-c", {}),
+    "regmean": ("regmean", {}),
     "projection": ("orthogonal", {"repair": "projection"}),
     "sequential": ("orthogonal", {"repair": "sequential"}),
     "output": ("orthogonal", {"repair": "output"}),
@@ -176,7 +177,8 @@ def prompt_of(name: str) -> str:
 def subjects(paths: Mapping[str, Path], network: Network, pictures: PictureSet) -> list[Subject]:
     made = []
     for number, (name, path) in enumerate(paths.items()):
-        model, prompt = FolderModel(path, name=path.name, adapter_type="lora"), prompt_of(name)
+        base = FolderModel(ZOO / "zoo-base", name="zoo-base")  # regmean watches it paint
+        model, prompt = FolderModel(path, name=path.name, adapter_type="lora", base=base), prompt_of(name)
         generator = torch.Generator().manual_seed(1000 + number)
         rows = find_concept(name).rows(pictures)[:12]
         chosen = torch.randint(len(rows), (DRAWS,), generator=generator)
@@ -286,7 +288,7 @@ def main(folder: Path, quick: bool, as_json: bool, methods: tuple[str, ...], cho
     network = Network(base)
     sizes = SIZES[:1] if quick else SIZES
     distinct = choose_concepts(max(sizes), held_out=False)
-    related = [concept.name for concept in load_concepts().values() if concept.group == RELATED][: min(max(sizes), 8)]
+    related = [concept.name for concept in load_concepts().values() if concept.group == RELATED][: max(sizes)]
     names_of = {"distinct": distinct, "related": related, "orthogonal": distinct}
     kinds = {kind: names_of[kind] for kind in (("distinct",) if quick else chosen or KINDS)}
     wanted = methods or (("sum", "ties", "projection") if quick else tuple(METHODS))

@@ -10,7 +10,18 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from sqlalchemy import JSON, BigInteger, Column, DateTime, Dialect, LargeBinary, Text, TypeDecorator, UniqueConstraint
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    LargeBinary,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    false,
+)  # fmt: skip
 from sqlmodel import Field, SQLModel
 
 
@@ -97,6 +108,8 @@ class Model(SQLModel, table=True):
     tags: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     card: str = Field(default="", sa_column=Column(Text, nullable=False))
     trust: str = Field(default=Trust.OK, index=True)
+    private: bool = Field(default=False, sa_column_kwargs={"server_default": false()})
+    """Shown over HTTP to those with a token only."""
     created_at: datetime = Field(default_factory=now, sa_column=_time(index=True))
     updated_at: datetime = Field(default_factory=now, sa_column=_time())
 
@@ -129,6 +142,39 @@ class Revision(SQLModel, table=True):
     size: int = Field(default=0, sa_column=Column(BigInteger, nullable=False))
     summary: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     created_at: datetime = Field(default_factory=now, sa_column=_time(index=True))
+
+
+class RefKind(StrEnum):
+    """What names a commit: a branch moves with what is committed, a tag stays."""
+
+    BRANCH = "branch"
+    TAG = "tag"
+
+
+class Commit(SQLModel, table=True):
+    """That a revision became the head of a branch, after the commit `parent_id`; see `registry.commits`."""
+
+    __tablename__: ClassVar[str] = "model_commit"
+
+    id: str = Field(primary_key=True, max_length=40)
+    model_id: int = Field(foreign_key="model.id", index=True, ondelete="CASCADE")
+    revision_id: int = Field(foreign_key="revision.id", index=True, ondelete="CASCADE")
+    parent_id: str | None = Field(default=None, max_length=40)
+    title: str
+    message: str = Field(default="", sa_column=Column(Text, nullable=False))
+    author: str = ""
+    created_at: datetime = Field(default_factory=now, sa_column=_time())
+
+
+class Ref(SQLModel, table=True):
+    """A branch or tag of a model. `main` is what the hub shows of it."""
+
+    __tablename__: ClassVar[str] = "model_ref"
+
+    model_id: int = Field(foreign_key="model.id", primary_key=True, ondelete="CASCADE")
+    kind: str = Field(primary_key=True)
+    name: str = Field(primary_key=True, max_length=250)
+    commit_id: str = Field(foreign_key="model_commit.id", index=True, max_length=40, ondelete="CASCADE")
 
 
 class RevisionFile(SQLModel, table=True):

@@ -15,8 +15,10 @@ from sqlmodel import select
 from modelgrove_hub import tables
 from modelgrove_hub.errors import StorageError, UsageError
 from modelgrove_hub.registry import schema
+from modelgrove_hub.registry.commits import head, history
 from modelgrove_hub.registry.database import connect, transaction
 from modelgrove_hub.registry.events import check_chain, record
+from modelgrove_hub.registry.models import latest_revision
 from modelgrove_hub.tables import Blob, Edge, Job, Model, Relation, Revision, RevisionFile
 from modelgrove_migrations import run
 
@@ -24,7 +26,7 @@ from modelgrove_migrations import run
 REWRITE = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0005", "0004", None, None
+revision, down_revision, branch_labels, depends_on = "0006", "0005", None, None
 
 def HOW():
     return "always" if op.get_bind().dialect.name == "sqlite" else "never"
@@ -119,12 +121,12 @@ def test_a_populated_database_keeps_every_row_through_an_upgrade_and_back(
 
     monkeypatch.setattr(run, "SCRIPTS", newer)
     run.upgrade(database_url)
-    assert run.current(database_url) == "0005"
+    assert run.current(database_url) == "0006"
     changed = _contents(database_url)
     assert [row[-1] for row in changed.pop("model")] == [0, 0]
     assert changed == {name: rows for name, rows in before.items() if name != "model"}
 
-    run.downgrade(database_url, "0004")
+    run.downgrade(database_url, "0005")
     assert _contents(database_url) == before
 
     monkeypatch.undo()
@@ -147,12 +149,40 @@ def test_adapters_keep_their_family_as_their_tree_and_nothing_else_is_told(datab
 
     engine = connect(database_url)
     with transaction(engine) as session:
-        found = {model.name: (model.tree, model.tree_reason) for model in session.exec(select(Model))}
+        rows = session.exec(select(Model.name, Model.tree, Model.tree_reason))
+        found = {name: (tree, reason) for name, tree, reason in rows}
     engine.dispose()
     tree, reason = found.pop("a/lora")
     assert (tree, reason["by"]) == ("sd1", "family")
     assert list(found.values()) == [(None, None)] * 2
     run.downgrade(database_url, "0001")
+    assert _contents(database_url) == before
+
+
+def test_what_there_was_becomes_commits_on_main(database_url: str) -> None:
+    run.upgrade(database_url, "0004")
+    moment = "2026-01-01 00:00:00"
+    _execute(
+        database_url,
+        "INSERT INTO model (id, name, kind, family, tags, card, trust, created_at, updated_at) VALUES "
+        f"(1, 'a/lora', 'adapter', 'sd1', '[]', '', 'ok', '{moment}', '{moment}')",
+        *(
+            "INSERT INTO revision (id, model_id, digest, parameters, size, summary, created_at) VALUES "
+            f"({number}, 1, '{number:064x}', 0, 0, '{{}}', '{moment}')"
+            for number in (1, 2, 3)
+        ),
+    )
+    before = _contents(database_url)
+    run.upgrade(database_url)
+
+    engine = connect(database_url)
+    with transaction(engine) as session:
+        model = session.get_one(Model, 1)
+        assert not model.private
+        assert [one.revision_id for one in history(session, head(session, model))] == [3, 2, 1]
+        assert latest_revision(session, model).id == 3
+    engine.dispose()
+    run.downgrade(database_url, "0004")
     assert _contents(database_url) == before
 
 
@@ -192,7 +222,7 @@ def test_a_migration_that_fails_changes_nothing(
     run.upgrade(database_url)
     _populate(database_url)
     before = _contents(database_url)
-    script = newer / "versions" / "0005_rewrite.py"
+    script = newer / "versions" / "0006_rewrite.py"
     script.write_text(
         REWRITE.replace("def downgrade", '    op.execute("INSERT INTO nowhere VALUES (1)")\n\ndef downgrade')
     )
@@ -201,7 +231,7 @@ def test_a_migration_that_fails_changes_nothing(
     with pytest.raises(StorageError, match="nowhere"):
         run.upgrade(database_url)
 
-    assert run.current(database_url) == "0004"
+    assert run.current(database_url) == "0005"
     assert _contents(database_url) == before
 
 
@@ -210,7 +240,7 @@ def test_a_migration_that_loses_rows_others_point_to_is_rolled_back(
 ) -> None:
     run.upgrade(sqlite_url)
     _populate(sqlite_url)
-    script = newer / "versions" / "0005_rewrite.py"
+    script = newer / "versions" / "0006_rewrite.py"
     script.write_text(REWRITE.replace("def downgrade", '    op.execute("DELETE FROM model")\n\ndef downgrade'))
     monkeypatch.setattr(run, "SCRIPTS", newer)
 
@@ -231,7 +261,7 @@ def test_upgrade_backs_a_populated_sqlite_file_up_first(
     backup = run.upgrade(sqlite_url)
 
     assert backup is not None
-    assert ".0004." in backup.name
+    assert ".0005." in backup.name
     assert _contents(f"sqlite:///{backup}") == before
     assert run.upgrade(sqlite_url) is None  # and none when there is nothing to do
 
@@ -345,7 +375,7 @@ def newer(tmp_path: Path) -> Path:
     """The package's scripts as a newer version might ship them, with one migration more."""
     folder = tmp_path / "100% newer"  # Alembic's configuration gives "%" a meaning
     shutil.copytree(run.SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0005_rewrite.py").write_text(REWRITE)
+    (folder / "versions" / "0006_rewrite.py").write_text(REWRITE)
     return folder
 
 

@@ -10,6 +10,7 @@ from sqlalchemy import func
 from sqlmodel import Session, col, select, update
 
 from modelgrove_hub.errors import ConflictError, DataError, NotFoundError, UsageError
+from modelgrove_hub.registry.commits import commit, find_commit, forget_revision, head, latest_revisions
 from modelgrove_hub.registry.database import take_turn
 from modelgrove_hub.registry.digest import digest_of
 from modelgrove_hub.registry.events import record
@@ -35,9 +36,11 @@ def add_revision(
     session: Session, *, name: str, files: Mapping[str, str], manifests: Mapping[str, str], kind: str, family: str,
     adapter_type: str | None, declared_base: str | None, licence: str | None, tags: Sequence[str], card: str,
     trust: str, summary: Mapping[str, Any], weights_hash: str | None, values_hash: str | None,
-    inventory_hash: str | None, parameters: int, size: int,
+    inventory_hash: str | None, parameters: int, size: int, title: str = "",
 ) -> tuple[Model, Revision, bool]:  # fmt: skip
-    """Register files under a name. Returns the model, the revision, and whether the revision is new.
+    """Register files under a name: the head of its branch `main`, committed under `title`.
+
+    Returns the model, the revision, and whether the revision is new.
 
     `files` and `manifests` map paths in the model to sha256; their Blob rows must be in the
     session. The same content gives the same revision. On a model that exists, only empty
@@ -58,6 +61,7 @@ def add_revision(
     digest = digest_of(files)
     known = session.exec(select(Revision).where(Revision.model_id == model.id, Revision.digest == digest)).first()
     if known is not None:
+        commit(session, model, known, title or "Earlier content again")
         return model, known, False
     model.trust, model.updated_at = trust, now()
     revision = Revision(
@@ -69,6 +73,7 @@ def add_revision(
     for path, sha256 in files.items():
         session.add(RevisionFile(revision_id=revision.id, path=path, sha256=sha256, manifest=manifests.get(path)))
     session.flush()
+    commit(session, model, revision, title or ("Next version" if head(session, model) else "First version"))
     return model, revision, True
 
 
@@ -95,12 +100,12 @@ def find_revision(session: Session, ref: str | int) -> Revision:
 
 
 def latest_revision(session: Session, model: Model) -> Revision:
-    """The model's newest revision.
+    """The model's revision at the head of its branch `main`.
 
     Raises:
         DataError: it has none, which nothing here can bring about.
     """
-    query = select(Revision).where(Revision.model_id == model.id).order_by(col(Revision.id).desc())
+    query = select(Revision).where(Revision.model_id == model.id, col(Revision.id).in_(latest_revisions()))
     revision = session.exec(query.limit(1)).first()
     if revision is None:
         raise DataError(f"model {model.name} has no revision: run `modelgrove fsck`")
@@ -155,6 +160,7 @@ def remove(session: Session, ref: str | int) -> str:
     _refuse_if_used(session, model, {number for number in leaving if number is not None})
     record(session, "removed", model.name, revisions=len(leaving))
     if revision is not None and len(ids) > 1:
+        forget_revision(session, model, revision)
         session.delete(revision)
     else:
         children = update(Model).where(col(Model.inferred_parent_id) == model.id).values(inferred_parent_id=None)
@@ -182,7 +188,7 @@ def _model(session: Session, name: str, facts: Mapping[str, Any]) -> Model:
 def _resolve(session: Session, ref: str | int) -> tuple[Model, Revision | None]:
     text, _, digest = str(ref).strip().partition("@")
     model = _named(session, text)
-    return model, _revision(session, model, digest.lower()) if digest else None
+    return model, _revision(session, model, digest) if digest else None
 
 
 def _named(session: Session, text: str) -> Model:
@@ -214,17 +220,8 @@ def _suggest(session: Session, text: str) -> str:
     return f": did you mean {' or '.join(near)}?" if near else ": `modelgrove ls` lists what there is"
 
 
-def _revision(session: Session, model: Model, digest: str) -> Revision:
-    revisions = session.exec(
-        select(Revision).where(Revision.model_id == model.id).order_by(col(Revision.id).desc())
-    ).all()
-    found = [revision for revision in revisions if revision.digest.startswith(digest)]
-    if len(found) == 1:
-        return found[0]
-    known = ", ".join(revision.digest[:12] for revision in (found or revisions)[:8])
-    if found:
-        raise UsageError(f"{len(found)} revisions of {model.name} start with {digest!r}: {known}")
-    raise NotFoundError(f"{model.name} has no revision {digest!r}: it has {known}")
+def _revision(session: Session, model: Model, name: str) -> Revision:
+    return session.get_one(Revision, find_commit(session, model, name).revision_id)
 
 
 def _refuse_if_used(session: Session, model: Model, revisions: set[int]) -> None:

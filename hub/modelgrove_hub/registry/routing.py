@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, select
 
 from modelgrove_hub.errors import ModelgroveError
 from modelgrove_hub.formats.outputs import read_outputs
 from modelgrove_hub.hub import Hub
+from modelgrove_hub.registry.commits import latest_revisions
 from modelgrove_hub.registry.inputs import load_input
 from modelgrove_hub.registry.trees import check_declared, decide, forget, settle
 from modelgrove_hub.tables import NETWORKS, Model, ModelKind, Revision, Sketch, Trust
@@ -83,11 +84,11 @@ def _unseen(model: Model) -> bool:
 
 def _without_sketch(session: Session, family: str | None) -> Mapping[int, str]:
     """Names of the models of known families by their latest revision, where that has no sketch."""
-    latest = select(func.max(Revision.id)).group_by(col(Revision.model_id))
     query = (
         select(Revision.id, Model.name)
         .join(Model, col(Model.id) == col(Revision.model_id))
-        .where(col(Revision.id).in_(latest), ~select(Sketch).where(Sketch.revision_id == Revision.id).exists())
+        .where(col(Revision.id).in_(latest_revisions()))
+        .where(~select(Sketch).where(Sketch.revision_id == Revision.id).exists())
         .where(col(Model.kind).in_((*NETWORKS, ModelKind.ADAPTER)), Model.family != "unknown")
         .where(Model.trust == Trust.OK)
     )

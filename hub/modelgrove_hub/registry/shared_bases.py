@@ -12,10 +12,11 @@ import secrets
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlmodel import Session, col, func, select
+from sqlmodel import Session, col, select
 
 from modelgrove_hub.errors import ConflictError, NotFoundError, UsageError
 from modelgrove_hub.formats.shared_basis import MAX_COLUMNS, BasisColumns
+from modelgrove_hub.registry.commits import latest_revisions
 from modelgrove_hub.registry.database import take_turn
 from modelgrove_hub.registry.events import record
 from modelgrove_hub.tables import Basis, BasisRange, Model, ModelKind, Revision
@@ -101,11 +102,10 @@ def is_tree(session: Session, name: str) -> bool:
 
 def declared_in(session: Session, tree: str) -> list[tuple[str, BasisColumns]]:
     """The adapters of a tree whose newest files declare columns, by name."""
-    newest = select(func.max(Revision.id)).where(Revision.model_id == Model.id).correlate(Model).scalar_subquery()
     query = (
         select(Model.name, Revision.summary)
         .join(Revision, col(Revision.model_id) == col(Model.id))
-        .where(Model.tree == tree, Model.kind == ModelKind.ADAPTER, Revision.id == newest)
+        .where(Model.tree == tree, Model.kind == ModelKind.ADAPTER, col(Revision.id).in_(latest_revisions()))
         .order_by(Model.name)
     )
     rows = [(name, summary.get("metadata", {}).get("basis")) for name, summary in session.exec(query)]

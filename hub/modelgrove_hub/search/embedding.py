@@ -13,11 +13,12 @@ from modelgrove_hub.contracts import Embedder, Kind
 from modelgrove_hub.errors import ModelgroveError, PluginError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.plugins import get_plugin
+from modelgrove_hub.registry.commits import latest_revisions
 from modelgrove_hub.registry.inputs import load_input
 from modelgrove_hub.search.background import load_background
 from modelgrove_hub.search.cards import search_text
 from modelgrove_hub.search.experts import newest_experts, sound_file
-from modelgrove_hub.search.groups import Group, groups, latest, latest_revisions, members, with_latest
+from modelgrove_hub.search.groups import Group, groups, latest, members, with_latest
 from modelgrove_hub.search.kept import kept_vectors
 from modelgrove_hub.search.levels import level_of
 from modelgrove_hub.search.text import embed_texts, text_space

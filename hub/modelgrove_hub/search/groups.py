@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import case
 from sqlmodel import Session, col, func, select
 
+from modelgrove_hub.registry.commits import latest_revisions
 from modelgrove_hub.registry.trees import find_root
 from modelgrove_hub.tables import NETWORKS, Model, ModelKind, Revision, Trust
 
@@ -51,11 +52,6 @@ def fits_none(session: Session) -> dict[str, int]:
         .group_by(Model.family)
     )
     return dict(session.exec(query).all())
-
-
-def latest_revisions() -> Any:
-    """A subquery of the ids of all models' latest revisions."""
-    return select(func.max(Revision.id)).group_by(col(Revision.model_id))
 
 
 def _in_trees() -> tuple[Any, ...]:

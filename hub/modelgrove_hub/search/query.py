@@ -16,13 +16,14 @@ from sqlmodel import Session, col, select
 
 from modelgrove_hub.errors import UsageError
 from modelgrove_hub.hub import Hub
+from modelgrove_hub.registry.commits import latest_revisions
 from modelgrove_hub.registry.models import find, find_revision
 from modelgrove_hub.search.answers import SIDES, Answer, By, Hit, Side, answer, hit
 from modelgrove_hub.search.background import Background, load_background
 from modelgrove_hub.search.embedding import not_embedded
 from modelgrove_hub.search.experts import known_labels, newest_experts
 from modelgrove_hub.search.filters import Filters, allowed_revisions, excluded
-from modelgrove_hub.search.groups import fits_none, latest_revisions
+from modelgrove_hub.search.groups import fits_none
 from modelgrove_hub.search.index import open_index
 from modelgrove_hub.search.levels import centred, levelled
 from modelgrove_hub.search.seen import ranking_keys

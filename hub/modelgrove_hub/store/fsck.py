@@ -19,11 +19,24 @@ from sqlmodel import Session, SQLModel, col, delete, select, update
 from modelgrove_hub.errors import NotFoundError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry.attestations import Statement, statements, subjects_of, unlogged
+from modelgrove_hub.registry.commits import MAIN
 from modelgrove_hub.registry.digest import digest_of
 from modelgrove_hub.registry.events import START, check_chain
 from modelgrove_hub.store.gc import find_leftovers, named, remove_leftovers
 from modelgrove_hub.store.shelves import StoredBlob
-from modelgrove_hub.tables import Attestation, Blob, Edge, Embedding, Model, Report, Revision, RevisionFile, Sketch
+from modelgrove_hub.tables import (
+    Attestation,
+    Blob,
+    Edge,
+    Embedding,
+    Model,
+    Ref,
+    RefKind,
+    Report,
+    Revision,
+    RevisionFile,
+    Sketch,
+)  # fmt: skip
 
 _DERIVED = (Edge, Embedding, Report, Sketch)
 """Rows that can be made again: where they point to nothing they may go."""
@@ -113,6 +126,9 @@ def _broken_revisions(session: Session) -> Iterator[Finding]:
     empty = select(Model.name).where(~select(Revision.id).where(Revision.model_id == col(Model.id)).exists())
     for name in session.exec(empty):
         yield Finding("error", name, "has no revision", f"`modelgrove rm {name}`, then ingest it again")
+    main = select(Ref).where(Ref.model_id == Model.id, Ref.kind == RefKind.BRANCH, Ref.name == MAIN)
+    for name in session.exec(select(Model.name).where(~main.exists(), col(Model.name).not_in(empty))):
+        yield Finding("error", name, f"has no branch {MAIN}", f"`modelgrove rm {name}`, then ingest it again")
     revisions = select(Revision, Model.name).join(Model, col(Model.id) == col(Revision.model_id))
     digests = {revision.id: (name, revision.digest) for revision, name in session.exec(revisions)}
     rows = session.exec(select(RevisionFile).order_by(col(RevisionFile.revision_id))).all()

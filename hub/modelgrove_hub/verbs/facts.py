@@ -30,7 +30,7 @@ class ModelFacts(Facts):
     licence: str | None
     tags: list[str]
     trust: str
-    private: bool = False
+    private: bool
     size: int
     """Bytes of all files."""
     parameters: int

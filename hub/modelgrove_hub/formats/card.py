@@ -49,9 +49,7 @@ def read_card(files: Mapping[str, Path]) -> Card:
     name = next((path for path in sorted(files) if path == "README.md" or path.endswith(".md")), None)
     if name is None:
         return Card()
-    with files[name].open("rb") as file:
-        text = file.read(MAX_CARD).decode("utf-8", "replace").replace("\0", "")
-    fields, body = _front_matter(text)
+    fields, body = _front_matter(_text_of(files[name]))
     tags = fields.get("tags")
     return Card(
         text=body.strip(),
@@ -60,6 +58,20 @@ def read_card(files: Mapping[str, Path]) -> Card:
         tags=tuple(shown for tag in tags[:MAX_TAGS] if (shown := _text(tag))) if isinstance(tags, list) else (),
         prompt=_text(fields.get("instance_prompt")),
     )
+
+
+def front_matter(card: Path) -> dict[str, Any]:
+    """All fields of a card's front matter, every scalar a text; none where it is broken.
+
+    Raises:
+        OSError: the card cannot be read.
+    """
+    return _front_matter(_text_of(card))[0]
+
+
+def _text_of(card: Path) -> str:
+    with card.open("rb") as file:
+        return file.read(MAX_CARD).decode("utf-8", "replace").replace("\0", "")
 
 
 def _front_matter(text: str) -> tuple[dict[str, Any], str]:

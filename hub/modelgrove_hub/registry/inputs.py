@@ -134,7 +134,7 @@ def load_input(hub: Hub, revision_id: int) -> RegisteredModel:
     return RegisteredModel(
         name=model.name, family=model.family, adapter_type=model.adapter_type, revision_id=revision_id,
         summary=revision.summary, card=model.card, tags=tuple(model.tags),
-        paths={row.path: _local(hub, model.name, row.path, blob) for row, blob in blobs},
+        paths={row.path: place_of(hub, model.name, row.path, blob) for row, blob in blobs},
         base=_base(hub, root) if root is not None else None,
         hashes={row.path: blob.sha256 for row, blob in blobs},
         manifests={path: file for path, file in manifests.items() if file.exists()},
@@ -162,7 +162,13 @@ def _blobs(session: Session, revision_id: int) -> list[tuple[RevisionFile, Blob]
     return [(row, blob) for row, blob in rows]
 
 
-def _local(hub: Hub, name: str, path: str, blob: Blob) -> Path:
+def place_of(hub: Hub, name: str, path: str, blob: Blob) -> Path:
+    """Where the bytes of `path` in the model called `name` lie on this machine.
+
+    Raises:
+        StorageError: they are gone.
+        DataError: a referenced file has changed since it was registered.
+    """
     if blob.path is None:
         return hub.store.path(blob.sha256)
     place = Path(blob.path)

@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, description="Attempts before a job is parked as failed.")
     gc_grace_seconds: float = Field(24 * 3600.0, ge=0, description="Unnamed blobs younger than this are kept.")
     warm_bytes: int = Field(4 << 30, ge=0, description="Memory for models that a worker keeps loaded for previews.")
+    max_upload_bytes: int = Field(200 << 30, ge=1, description="Size of the largest file that clients may upload.")
     hf_token: SecretStr = Field(SecretStr(""), description="Token for a Hugging Face hub.")
 
     @classmethod

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from modelgrove_hub.api import rest
-from modelgrove_hub.api.hf import reading
+from modelgrove_hub.api.hf import lfs, reading, writing
 from modelgrove_hub.api.problems import answer_problems
 from modelgrove_hub.hub import Hub
 
@@ -21,5 +21,6 @@ def create_app(hub: Hub, *, open_to_all: bool) -> FastAPI:
     app.state.hub, app.state.open = hub, open_to_all
     answer_problems(app)
     app.include_router(rest.make_router())
-    app.include_router(reading.router)
+    for part in (reading, lfs, writing):
+        app.include_router(part.router)
     return app

@@ -49,7 +49,7 @@ def read_card(files: Mapping[str, Path]) -> Card:
     name = next((path for path in sorted(files) if path == "README.md" or path.endswith(".md")), None)
     if name is None:
         return Card()
-    fields, body = _front_matter(_text_of(files[name]))
+    fields, body = split_card(_text_of(files[name]))
     tags = fields.get("tags")
     return Card(
         text=body.strip(),
@@ -61,12 +61,12 @@ def read_card(files: Mapping[str, Path]) -> Card:
 
 
 def front_matter(card: Path) -> dict[str, Any]:
-    """All fields of a card's front matter, every scalar a text; none where it is broken.
+    """All fields of the front matter of the card in a file, as `split_card`.
 
     Raises:
-        OSError: the card cannot be read.
+        OSError: it cannot be read.
     """
-    return _front_matter(_text_of(card))[0]
+    return split_card(_text_of(card))[0]
 
 
 def _text_of(card: Path) -> str:
@@ -74,7 +74,8 @@ def _text_of(card: Path) -> str:
         return file.read(MAX_CARD).decode("utf-8", "replace").replace("\0", "")
 
 
-def _front_matter(text: str) -> tuple[dict[str, Any], str]:
+def split_card(text: str) -> tuple[dict[str, Any], str]:
+    """The fields of a card's front matter, every scalar a text, and the text below; no fields where it is broken."""
     text = text.replace("\r\n", "\n")
     if not text.startswith(_FENCE) or (end := text.find("\n" + _FENCE, 3)) < 0:
         return {}, text

@@ -55,7 +55,7 @@ def prepare(found: Found) -> Prepared:
         raise DataError(f"{found.signature} is larger than {MAX_SIGNATURE_BYTES >> 20} MiB: no signature")
     mtimes = {path: file.stat().st_mtime_ns for path, file in found.files.items()}
     recognition = recognise(list_model(found.root, within=found.top))
-    scans = {path: _scan(file) for path, file in found.files.items()}
+    scans = {path: scan_file(file, file) for path, file in found.files.items()}
     for path, file in found.files.items():
         if file.stat().st_mtime_ns != mtimes[path]:
             raise DataError(f"{file} changed while it was read: ingest it again when it is complete")
@@ -63,5 +63,11 @@ def prepare(found: Found) -> Prepared:
     return Prepared(found, scans, mtimes, recognition, read_card(found.files), outputs)
 
 
-def _scan(file: Path) -> FileScan:
-    return scan(file) if file.suffix == ".safetensors" else scan_bytes(file)
+def scan_file(name: Path, file: Path) -> FileScan:
+    """Hash a file that is called `name`, and measure the tensors of one that is called safetensors.
+
+    Raises:
+        CorruptFileError: it is called so and is none.
+        NotFoundError, DataError, StorageError: it cannot be opened or read.
+    """
+    return scan(file) if name.suffix == ".safetensors" else scan_bytes(file)

@@ -19,6 +19,7 @@ from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES
 from modelgrove_hub.ingest.prepare import Prepared
 from modelgrove_hub.registry.attestations import attest
 from modelgrove_hub.registry.blobs import name_blobs
+from modelgrove_hub.registry.commits import MAIN, Said
 from modelgrove_hub.registry.events import record
 from modelgrove_hub.registry.lineage import add_edge
 from modelgrove_hub.registry.models import add_revision, latest_revision
@@ -80,7 +81,7 @@ def store(hub: Hub, prepared: Prepared, mode: Mode) -> Stored:
 
 
 def register(
-    session: Session, stored: Stored, name: str | None = None, parent: Model | None = None
+    session: Session, stored: Stored, name: str | None = None, parent: Model | None = None, said: Said | None = None
 ) -> tuple[Model, Revision, bool]:
     """Add the rows of a stored model. Returns the model, its revision and whether it is new.
 
@@ -110,13 +111,15 @@ def register(
         inventory_hash=inventory_hash(tensors),
         parameters=recognition.parameters,
         size=sum(scan.size for scan in prepared.scans.values()),
+        said=said or Said(),
     )
     if created:
         record(session, "registered", model.name, revision=revision.digest, files=len(stored.files))
         _link_copy(session, revision)
         _link_declared(session, model, revision)
-        _keep_outputs(session, model, revision, prepared.outputs)
-        place(session, stored.shelf, model, parent)
+        if said is None or said.branch == MAIN:
+            _keep_outputs(session, model, revision, prepared.outputs)
+            place(session, stored.shelf, model, parent)
     if stored.signature is not None:
         attest(session, model, revision, AttestationKind.SIGNATURE, stored.signature)
     return model, revision, created

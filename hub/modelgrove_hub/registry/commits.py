@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlmodel import Session, col, select
 
@@ -22,29 +22,35 @@ _ID = re.compile(r"[0-9a-f]{40}")
 _SHORTEST = 4
 
 
-def commit(
-    session: Session, model: Model, revision: Revision, title: str, *,
-    message: str = "", author: str = "", branch: str = MAIN,
-) -> Commit:  # fmt: skip
+class Said(NamedTuple):
+    """What a commit says of itself, and its branch. An empty title is replaced by what happened."""
+
+    title: str = ""
+    message: str = ""
+    author: str = ""
+    branch: str = MAIN
+
+
+def commit(session: Session, model: Model, revision: Revision, said: Said) -> Commit:
     """Make a revision the head of a branch, which is made if it is not there; the head stays if it is that revision.
 
     Raises:
         UsageError: the branch's name cannot be one.
     """
-    ref = session.get(Ref, (model.id, RefKind.BRANCH, check_ref_name(branch)))
+    ref = session.get(Ref, (model.id, RefKind.BRANCH, check_ref_name(said.branch)))
     parent = session.get(Commit, ref.commit_id) if ref else None
     if parent is not None and parent.revision_id == revision.id:
         return parent
-    moment = now()
-    said = "\0".join((str(model.id), parent.id if parent else "", revision.digest, title, message, author))
-    number = hashlib.sha1(f"{said}\0{moment.isoformat()}".encode(), usedforsecurity=False).hexdigest()
+    moment, title = now(), said.title or ("Next version" if parent else "First version")
+    facts = (str(model.id), parent.id if parent else "", revision.digest, title, said.message, said.author)
+    number = hashlib.sha1("\0".join((*facts, moment.isoformat())).encode(), usedforsecurity=False).hexdigest()
     made = Commit(
         id=number, model_id=model.id, revision_id=revision.id, parent_id=parent.id if parent else None, title=title,
-        message=message, author=author, created_at=moment,
+        message=said.message, author=said.author, created_at=moment,
     )  # fmt: skip
     session.add(made)
     session.flush()
-    point(session, model, RefKind.BRANCH, branch, made)
+    point(session, model, RefKind.BRANCH, said.branch, made)
     return made
 
 
@@ -60,6 +66,21 @@ def point(session: Session, model: Model, kind: RefKind, name: str, target: Comm
     else:
         ref.commit_id = target.id
     session.flush()
+
+
+def squash(session: Session, model: Model, branch: str, title: str, author: str) -> Commit:
+    """Have a branch begin with what it holds now: its history is no longer reached from it.
+
+    Raises:
+        NotFoundError: there is no such branch.
+    """
+    ref = session.get(Ref, (model.id, RefKind.BRANCH, branch))
+    if ref is None:
+        raise NotFoundError(f"{model.name} has no branch {branch!r}")
+    revision = session.get_one(Revision, session.get_one(Commit, ref.commit_id).revision_id)
+    session.delete(ref)
+    session.flush()
+    return commit(session, model, revision, Said(title, author=author, branch=branch))
 
 
 def drop_ref(session: Session, model: Model, kind: RefKind, name: str) -> None:

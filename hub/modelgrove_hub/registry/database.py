@@ -20,6 +20,8 @@ from modelgrove_hub.tables import Model
 
 _READING = "modelgrove_reading"
 _PUBLIC_ONLY = "modelgrove_public_only"
+EVERYTHING = "modelgrove_everything"
+"""Execution option of a query that also finds private models."""
 _TURN = 1
 """Number of the lock: our only one. The other half of its key is the schema, for hubs may share a database."""
 
@@ -71,7 +73,9 @@ def reading(engine: Engine, *, public_only: bool = False) -> Iterator[Session]:
 
 @event.listens_for(Session, "do_orm_execute")
 def _leave_out_private(state: ORMExecuteState) -> None:
-    if state.is_select and state.session.info.get(_PUBLIC_ONLY):
+    # A name is taken by a private model too: whoever asks for that says so.
+    everything = state.execution_options.get(EVERYTHING, False)
+    if state.is_select and state.session.info.get(_PUBLIC_ONLY) and not everything:
         state.statement = state.statement.options(with_loader_criteria(Model, col(Model.private).is_(False)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, TypedDict
@@ -10,8 +11,8 @@ from sqlalchemy import func
 from sqlmodel import Session, col, select, update
 
 from modelgrove_hub.errors import ConflictError, DataError, NotFoundError, UsageError
-from modelgrove_hub.registry.commits import commit, find_commit, forget_revision, head, latest_revisions
-from modelgrove_hub.registry.database import take_turn
+from modelgrove_hub.registry.commits import MAIN, Said, commit, find_commit, forget_revision, head, latest_revisions
+from modelgrove_hub.registry.database import EVERYTHING, take_turn
 from modelgrove_hub.registry.digest import digest_of
 from modelgrove_hub.registry.events import record
 from modelgrove_hub.registry.names import check_name
@@ -19,6 +20,7 @@ from modelgrove_hub.tables import Blob, Job, JobState, Model, Revision, Revision
 
 MAX_PATH = 1024
 """Bytes in a file's path inside a model: what both databases can index."""
+_NOTHING_SAID = Said()
 _NEAR = 10_000
 """Names looked at for "did you mean": more would take longer than the answer is worth."""
 
@@ -36,44 +38,47 @@ def add_revision(
     session: Session, *, name: str, files: Mapping[str, str], manifests: Mapping[str, str], kind: str, family: str,
     adapter_type: str | None, declared_base: str | None, licence: str | None, tags: Sequence[str], card: str,
     trust: str, summary: Mapping[str, Any], weights_hash: str | None, values_hash: str | None,
-    inventory_hash: str | None, parameters: int, size: int, title: str = "",
+    inventory_hash: str | None, parameters: int, size: int, said: Said = _NOTHING_SAID,
 ) -> tuple[Model, Revision, bool]:  # fmt: skip
-    """Register files under a name: the head of its branch `main`, committed under `title`.
+    """Register files under a name, as the head of its branch `main` or of the one that `said` names.
 
     Returns the model, the revision, and whether the revision is new.
 
     `files` and `manifests` map paths in the model to sha256; their Blob rows must be in the
-    session. The same content gives the same revision. On a model that exists, only empty
-    fields are filled: what a person corrected stays.
+    session. The same content gives the same revision. Of a model that exists, fields are renewed that
+    are empty or as the content before declared them: what a person corrected stays. Another
+    branch than `main` changes no field.
 
     Raises:
         UsageError: the name is not valid.
         DataError: a path cannot be kept.
     """
-    _check_paths(files)
+    check_paths(files)
     session.flush()
     take_turn(session)
     facts = {
         "kind": kind, "family": family, "adapter_type": adapter_type, "declared_base": _storable(declared_base),
         "licence": _storable(licence), "tags": [str(_storable(tag)) for tag in tags], "card": _storable(card),
     }  # fmt: skip
-    model = _model(session, check_name(name), facts)
+    model = _model(session, check_name(name), facts, renew=said.branch == MAIN)
     digest = digest_of(files)
     known = session.exec(select(Revision).where(Revision.model_id == model.id, Revision.digest == digest)).first()
     if known is not None:
-        commit(session, model, known, title or "Earlier content again")
+        commit(session, model, known, said)
         return model, known, False
-    model.trust, model.updated_at = trust, now()
+    if said.branch == MAIN:
+        model.trust, model.updated_at = trust, now()
     revision = Revision(
         model_id=model.id, digest=digest, weights_hash=weights_hash, values_hash=values_hash,
-        inventory_hash=inventory_hash, parameters=parameters, size=size, summary={**summary, "trust": trust},
+        inventory_hash=inventory_hash, parameters=parameters, size=size,
+        summary={**summary, "trust": trust, "declared": _declared(facts)},
     )  # fmt: skip
     session.add(revision)
     session.flush()
     for path, sha256 in files.items():
         session.add(RevisionFile(revision_id=revision.id, path=path, sha256=sha256, manifest=manifests.get(path)))
     session.flush()
-    commit(session, model, revision, title or ("Next version" if head(session, model) else "First version"))
+    commit(session, model, revision, said)
     return model, revision, True
 
 
@@ -171,15 +176,42 @@ def remove(session: Session, ref: str | int) -> str:
     return model.name
 
 
-def _model(session: Session, name: str, facts: Mapping[str, Any]) -> Model:
+def rename(session: Session, model: Model, name: str, **detail: Any) -> None:
+    """Give a model another name.
+
+    Raises:
+        UsageError: no model can be called so.
+        ConflictError: another model is.
+    """
+    take_turn(session)
+    taken = select(Model.id).where(Model.name == check_name(name)).execution_options(**{EVERYTHING: True})
+    if session.exec(taken).first() is not None:
+        raise ConflictError(f"a model is called {name} already")
+    record(session, "renamed", name, was=model.name, **detail)
+    model.name, model.updated_at = name, now()
+    session.flush()
+
+
+def _declared(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts as a revision remembers them; of the card only a hash."""
+    return {**facts, "card": hashlib.sha256((facts["card"] or "").encode()).hexdigest()}
+
+
+def _model(session: Session, name: str, facts: Mapping[str, Any], *, renew: bool) -> Model:
     model = session.exec(select(Model).where(Model.name == name)).first()
     if model is None:
         model = Model(name=name, **facts)
         session.add(model)
         session.flush()
         return model
+    newest = head(session, model) if renew else None
+    if newest is None:
+        return model
+    before = session.get_one(Revision, newest.revision_id).summary.get("declared", {})
+    current = _declared({field: getattr(model, field) for field in facts})
     for field, value in facts.items():
-        if getattr(model, field) in (None, "", [], "unknown") and value != getattr(model, field):
+        untouched = getattr(model, field) in (None, "", [], "unknown") or current[field] == before.get(field)
+        if untouched and value != getattr(model, field):
             setattr(model, field, value)
             model.updated_at = now()
     return model
@@ -234,7 +266,12 @@ def _refuse_if_used(session: Session, model: Model, revisions: set[int]) -> None
             )
 
 
-def _check_paths(files: Mapping[str, str]) -> None:
+def check_paths(files: Mapping[str, str]) -> None:
+    """Refuse what cannot be a revision's files: path → sha256.
+
+    Raises:
+        DataError: there are none, or a path is not relative, not UTF-8, too long or has "..".
+    """
     if not files:
         raise DataError("a revision needs at least one file")
     for path in files:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -64,6 +64,11 @@ class BlobStore:
         """Store `data`. Raises StorageError."""
         with storage_errors(f"storing {len(data)} bytes in {self.url}"):
             return self._shelf.write([data])
+
+    def put_chunks(self, chunks: Iterable[bytes]) -> StoredBlob:
+        """Store what the chunks add up to; nothing stays if they end with an exception. Raises StorageError."""
+        with storage_errors(f"storing in {self.url}"):
+            return self._shelf.write(chunks)
 
     def path(self, sha256: str) -> Path:
         """A local path to read the blob from; a remote blob is first copied to the cache. Do not write to it.

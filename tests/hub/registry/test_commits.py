@@ -8,6 +8,7 @@ from sqlmodel import select
 from modelgrove_hub.errors import ConflictError, NotFoundError, UsageError
 from modelgrove_hub.registry.commits import (
     MAIN,
+    Said,
     check_ref_name,
     commit,
     drop_ref,
@@ -52,7 +53,7 @@ def test_registering_the_same_again_is_no_commit_and_earlier_content_is_one(sess
 
 def test_another_branch_is_not_what_the_hub_shows(session, add):
     model, first, _ = add("a/x", "1")
-    made = commit(session, model, other_content(session, model, 5), "try", branch="dev/one", author="me")
+    made = commit(session, model, other_content(session, model, 5), Said("try", author="me", branch="dev/one"))
 
     assert made.parent_id is None
     assert latest_revision(session, model).id == first.id
@@ -104,7 +105,7 @@ def test_removing_a_revision_leaves_its_branch_to_the_one_before(session, add):
 def test_main_moves_on_when_its_first_revision_goes(session, add):
     model, first, _ = add("a/x", "1")
     other = other_content(session, model, 5)
-    commit(session, model, other, "try", branch="dev")
+    commit(session, model, other, Said("try", branch="dev"))
     remove(session, f"a/x@{first.digest}")
     assert latest_revision(session, model).id == other.id
     assert session.exec(select(Revision.id).where(Revision.model_id == model.id)).all() == [other.id]

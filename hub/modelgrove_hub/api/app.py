@@ -7,9 +7,10 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from modelgrove_hub.api import rest
-from modelgrove_hub.api.hf import lfs, reading, writing
+from modelgrove_hub.api.hf import lfs, reading, writing, xet
 from modelgrove_hub.api.problems import answer_problems
 from modelgrove_hub.hub import Hub
+from modelgrove_hub.web.mount import mount_web
 
 
 def create_app(hub: Hub, *, open_to_all: bool) -> FastAPI:
@@ -21,6 +22,7 @@ def create_app(hub: Hub, *, open_to_all: bool) -> FastAPI:
     app.state.hub, app.state.open = hub, open_to_all
     answer_problems(app)
     app.include_router(rest.make_router())
-    for part in (reading, lfs, writing):
+    for part in (reading, lfs, xet, writing):
         app.include_router(part.router)
+    mount_web(app)
     return app

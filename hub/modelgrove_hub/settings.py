@@ -80,6 +80,11 @@ class Settings(BaseSettings):
         return self.home / "queue"
 
     @property
+    def incoming(self) -> Path:
+        """Folder of uploads that are not whole yet: what nobody goes on with, `gc` removes."""
+        return self.home / "incoming"
+
+    @property
     def index(self) -> Path:
         """Folder of FAISS files: a cache, rebuilt from the database."""
         return self.home / "index"

@@ -6,7 +6,6 @@ file is refused with its name; files that do not make a model yet, such as some 
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,8 +29,7 @@ from modelgrove_hub.registry.database import take_turn
 from modelgrove_hub.registry.inputs import place_of
 from modelgrove_hub.registry.models import check_paths
 from modelgrove_hub.store.manifest import FileScan
-from modelgrove_hub.store.shelves import StoredBlob
-from modelgrove_hub.tables import Blob, Commit, Model, Revision, RevisionFile, Trust
+from modelgrove_hub.tables import Blob, Commit, Model, RevisionFile, Trust
 
 _TRIES = 5
 _EMPTY = ".gitattributes"
@@ -102,14 +100,8 @@ def commit_changes(hub: Hub, wanted: Wanted) -> Commit:
 
 
 def is_kept(session: Session, hub: Hub, sha256: str) -> bool:
-    """Whether a commit of this caller may name the blob without sending it."""
-    seen = (
-        select(Model.id)
-        .join(Revision, col(Revision.model_id) == col(Model.id))
-        .join(RevisionFile, col(RevisionFile.revision_id) == col(Revision.id))
-        .where(RevisionFile.sha256 == sha256)
-    )
-    return session.exec(seen.limit(1)).first() is not None or _uploaded(session, hub, sha256) is not None
+    """Whether a commit may name the blob without its being sent."""
+    return session.get(Blob, sha256) is not None or hub.store.exists(sha256)
 
 
 def _start(session: Session, wanted: Wanted) -> tuple[Model, Commit]:
@@ -156,32 +148,16 @@ def _is_in(path: str, folder: str) -> bool:
 
 
 def _blobs(session: Session, hub: Hub, files: Mapping[str, str]) -> dict[str, Blob]:
-    """Rows of the files' bytes by sha256: those that the caller may see, and those that were just uploaded."""
+    """Rows of the files' bytes by sha256: known ones, and new ones of what was just uploaded."""
     wanted = set(files.values())
-    query = (
-        select(Blob)
-        .join(RevisionFile, col(RevisionFile.sha256) == col(Blob.sha256))
-        .join(Revision, col(Revision.id) == col(RevisionFile.revision_id))
-        .join(Model, col(Model.id) == col(Revision.model_id))
-        .where(col(Blob.sha256).in_(wanted))
-    )
-    found = {blob.sha256: blob for blob in session.exec(query)}
+    found = {blob.sha256: blob for blob in session.exec(select(Blob).where(col(Blob.sha256).in_(wanted)))}
     for sha256 in wanted - found.keys():
-        stored = _uploaded(session, hub, sha256)
+        stored = hub.store.find(sha256)
         if stored is None:
             path = next(path for path, held in files.items() if held == sha256)
             raise NotFoundError(f"{path!a}: its content {sha256} was not uploaded")
         found[sha256] = Blob(sha256=sha256, size=stored.size)
     return found
-
-
-def _uploaded(session: Session, hub: Hub, sha256: str) -> StoredBlob | None:
-    """A blob that came and no model has yet. What only models have that the caller does not see is none of it.
-
-    Knowing a hash is no right to read.
-    """
-    held = session.exec(select(RevisionFile).where(RevisionFile.sha256 == sha256).limit(1)).first()
-    return hub.store.find(sha256) if held is None and re.fullmatch("[0-9a-f]{64}", sha256) else None
 
 
 def _known_scans(session: Session, hub: Hub, files: Mapping[str, str]) -> dict[str, FileScan]:
@@ -197,7 +173,7 @@ def _laid_out(
     hub: Hub, name: str, files: Mapping[str, str], blobs: Mapping[str, Blob]
 ) -> Iterator[tuple[Path, dict[str, Path]]]:
     """A folder of links to the files, as recognition reads a model, and where each file is."""
-    folder = hub.settings.home / "tmp" / f"commit-{uuid4().hex}"
+    folder = hub.settings.incoming / f"commit-{uuid4().hex}"
     places = {path: place_of(hub, name, path, blobs[sha256]) for path, sha256 in files.items()}
     try:
         for path, place in places.items():

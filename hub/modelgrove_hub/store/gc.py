@@ -94,10 +94,10 @@ def remove_garbage(hub: Hub, garbage: Iterable[Garbage]) -> Iterator[Garbage]:
 
 
 def find_leftovers(hub: Hub) -> list[Path]:
-    """Working folders of jobs, and of other processes, that died longer than the grace time ago."""
+    """Working folders of jobs and uploads that died longer than the grace time ago."""
     with hub.reading() as session:
         running = set(session.exec(select(Job.id).where(Job.state == JobState.RUNNING)))
-    folders = sorted((hub.settings.home / "tmp").glob("*"))
+    folders = sorted([*(hub.settings.home / "tmp").glob("*"), *hub.settings.incoming.glob("*")])
     return [
         folder for folder in folders if folder.name.partition("-")[0] not in running and _newest(folder) < _oldest(hub)
     ]

@@ -152,7 +152,7 @@ def _said(hub: Hub, token: str, what: str) -> list[str]:
 
 
 def _folder(hub: Hub, oid: str) -> Path:
-    return hub.settings.home / "tmp" / f"upload-{oid}"
+    return hub.settings.incoming / f"parts-{oid}"
 
 
 def _keep_part(folder: Path, number: int, size: int, chunks: Iterator[bytes]) -> str:

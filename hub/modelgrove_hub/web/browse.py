@@ -10,8 +10,7 @@ from fastapi.responses import HTMLResponse
 from modelgrove_hub.api.access import hub_for
 from modelgrove_hub.errors import UsageError
 from modelgrove_hub.hub import Hub
-from modelgrove_hub.registry.models import find, find_revision
-from modelgrove_hub.search.query import looks_like
+from modelgrove_hub.registry.models import find
 from modelgrove_hub.tables import Trust
 from modelgrove_hub.verbs.atlas import atlas
 from modelgrove_hub.verbs.facets import Facets, facets
@@ -76,9 +75,14 @@ def map_of_models(request: Request, hub: Reading) -> HTMLResponse:
 def on_the_map(request: Request, hub: Reading, name: Annotated[str, Query(max_length=200)]) -> HTMLResponse:
     """What the atlas shows of the model under the pointer."""
     with hub.reading() as session:
-        model, revision = find(session, name), find_revision(session, name)
-    face = faces(hub, [model.name]).get(model.name)
-    return page(request, "atlas_model.html", model=model, face=face, looks=looks_like(hub, revision.id))
+        model = find(session, name)
+    return page(request, "atlas_model.html", model=model, face=faces(hub, [model.name]).get(model.name))
+
+
+@router.get("/atlas/faces")
+def pictures(hub: Reading, name: Annotated[list[str], Query(max_length=60)]) -> dict[str, str]:
+    """Previews of models that the atlas shows, where there are any."""
+    return {known: face.picture for known, face in faces(hub, name).items() if face.picture}
 
 
 def _offered(there: Facets, chosen: dict[str, str]) -> dict[str, dict[str, int]]:

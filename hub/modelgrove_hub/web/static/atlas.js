@@ -2,16 +2,19 @@
 const place = document.getElementById("atlas");
 const [canvas, over] = place.querySelectorAll("canvas");
 const tip = place.querySelector(".tip");
-const legend = place.querySelector(".legend");
+const legend = document.querySelector(".legend");
 const chooser = document.getElementById("colour");
 const SPAN = 65535;
 // Okabe and Ito's colours and a few between, told apart by most eyes.
-const COLOURS = ["#1f8a63", "#d55e00", "#3f7fd0", "#c55a9b", "#b98900", "#7b61c9", "#2ba3b5", "#8d6e4a", "#6a8f1f", "#b0413e"];
+const COLOURS = [
+  "#1f8a63", "#d55e00", "#3f7fd0", "#c55a9b", "#b98900", "#7b61c9", "#2ba3b5", "#8d6e4a", "#6a8f1f", "#b0413e", "#5a77a8",
+  "#c77f3a", "#4a9a8a", "#9a5ab0", "#7f8f3a", "#d0657a",
+];
 const OTHER = "#8a938d";
 
 const answer = await fetch(place.dataset.source, { headers: { Accept: "application/json" } });
 if (!answer.ok) {
-  place.querySelector(".legend").textContent = `The map could not be read (${answer.status}).`;
+  document.querySelector(".legend").textContent = `The map could not be read (${answer.status}).`;
   throw new Error(`atlas: ${answer.status}`);
 }
 const atlas = await answer.json();
@@ -21,11 +24,22 @@ let view = { x: 0.5, y: 0.5, zoom: 1 }, colours = new Uint8Array(count * 4), lit
 
 // ---- colours
 function groups(column) {
-  const values = column === "by_card" ? atlas.by_card.map((v) => (v ? "its card" : "its weights")) : atlas[column].map((v) => v ?? "none");
+  const values = column === "region" ? nearRegion() : column === "by_card" ? atlas.by_card.map((v) => (v ? "its card" : "its weights")) : atlas[column].map((v) => v ?? "none");
   const counts = new Map();
   for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
   const names = [...counts].sort((a, b) => b[1] - a[1]).map(([name]) => name);
   return { values, names, counts };
+}
+// What a model does is what the nearest named part of the map does.
+function nearRegion() {
+  return Array.from({ length: count }, (_, i) => {
+    let best = "elsewhere", least = Infinity;
+    for (const region of atlas.regions) {
+      const far = (xs[i] - region.x / SPAN) ** 2 + (ys[i] - region.y / SPAN) ** 2;
+      if (far < least) { least = far; best = region.word; }
+    }
+    return best;
+  });
 }
 function paintBy(column) {
   const { values, names, counts } = groups(column);
@@ -35,7 +49,7 @@ function paintBy(column) {
     const faint = lit && !lit.has(i);
     colours.set([colour >> 16, (colour >> 8) & 255, colour & 255, faint ? 36 : 225], 4 * i);
   }
-  legend.replaceChildren(...names.slice(0, 12).map((name) => {
+  legend.replaceChildren(...names.slice(0, 24).map((name) => {
     const line = document.createElement("li");
     const dot = document.createElementNS("http://www.w3.org/2000/svg", "svg");
     const circle = document.createElementNS("http://www.w3.org/2000/svg", "circle");
@@ -90,7 +104,7 @@ function webgl() {
       gl.viewport(0, 0, canvas.width, canvas.height);
       gl.clearColor(0, 0, 0, 0);
       gl.clear(gl.COLOR_BUFFER_BIT);
-      gl.uniform4f(uniforms.view, view.x, view.y, (2 * scale) / canvas.width, (-2 * scale) / canvas.height);
+      gl.uniform4f(uniforms.view, view.x, view.y, (2 * scale * wide()) / canvas.width, (-2 * scale) / canvas.height);
       gl.uniform1f(uniforms.size, size);
       gl.drawArrays(gl.POINTS, 0, count);
     },
@@ -103,7 +117,7 @@ function plain() {
     draw(scale, size) {
       context.clearRect(0, 0, canvas.width, canvas.height);
       for (let i = 0; i < count; i++) {
-        const x = (xs[i] - view.x) * scale + canvas.width / 2, y = (ys[i] - view.y) * scale + canvas.height / 2;
+        const x = (xs[i] - view.x) * scale * wide() + canvas.width / 2, y = (ys[i] - view.y) * scale + canvas.height / 2;
         if (x < -size || y < -size || x > canvas.width + size || y > canvas.height + size) continue;
         context.fillStyle = `rgba(${colours[4 * i]},${colours[4 * i + 1]},${colours[4 * i + 2]},${colours[4 * i + 3] / 255})`;
         if (count > 5000) context.fillRect(x - size / 2, y - size / 2, size, size);
@@ -117,9 +131,11 @@ place.dataset.points = count;
 
 // ---- drawing
 const ratio = () => Math.min(devicePixelRatio || 1, 2);
+// A wide window shows a wide map: distances on it say little, neighbourhoods much.
+const wide = () => Math.max(1, Math.min(1.7, canvas.width / canvas.height));
 const scale = () => Math.min(canvas.width, canvas.height) * view.zoom;
 const radius = () => ratio() * Math.max(1.6, Math.min(9, (count < 500 ? 5 : count < 5000 ? 3.5 : 1.8) * Math.sqrt(Math.sqrt(view.zoom))));
-const toScreen = (x, y) => [(x - view.x) * scale() + canvas.width / 2, (y - view.y) * scale() + canvas.height / 2];
+const toScreen = (x, y) => [(x - view.x) * scale() * wide() + canvas.width / 2, (y - view.y) * scale() + canvas.height / 2];
 function draw() {
   if (wanted) return;
   wanted = true;
@@ -152,18 +168,19 @@ function drawLabels() {
     context.fillText(word, x, y + 4 * ratio());
   };
   const family = style.fontFamily;
+  const near = [];
+  for (let i = 0; i < count && near.length <= 240; i++) {
+    const [x, y] = toScreen(xs[i], ys[i]);
+    if (x > 0 && y > 0 && x < over.width && y < over.height && (!lit || lit.has(i))) near.push([i, x, y]);
+  }
+  if (near.length <= 240) drawPictures(context, near, back);
   for (const region of atlas.regions) {
     const [x, y] = toScreen(region.x / SPAN, region.y / SPAN);
     write(region.word, x, y, `650 ${(view.zoom > 3 ? 15 : 13.5) * ratio()}px ${family}`, 5, lit ? 0.45 : 0.95);
   }
   // Names, once there is room for them.
-  const near = [];
-  for (let i = 0; i < count && near.length < 160; i++) {
-    const [x, y] = toScreen(xs[i], ys[i]);
-    if (x > 0 && y > 0 && x < over.width && y < over.height && (!lit || lit.has(i))) near.push([i, x, y]);
-  }
   if (near.length < 90 && view.zoom > 1.6 || lit && near.length < 40)
-    for (const [i, x, y] of near) write(atlas.names[i].split("/").pop(), x, y + radius() + 9 * ratio(), `${11.5 * ratio()}px ${family}`, 3, 0.9);
+    for (const [i, x, y] of near) write(atlas.names[i].split("/").pop(), x, y + (pictures.get(i)?.complete ? side() / 2 : radius()) + 9 * ratio(), `${11.5 * ratio()}px ${family}`, 3, 0.9);
   context.globalAlpha = 1;
   if (hovered >= 0) {
     const [x, y] = toScreen(xs[hovered], ys[hovered]);
@@ -172,6 +189,54 @@ function drawLabels() {
     context.lineWidth = 2 * ratio();
     context.strokeStyle = text;
     context.stroke();
+  }
+}
+// Where few models are in view, those that were painted with show their picture.
+const pictures = new Map();
+const side = () => ratio() * Math.min(72, 38 * Math.sqrt(view.zoom));
+let fetching = 0;
+function drawPictures(context, near, back) {
+  const size = side(), drawn = [];
+  for (const [i, x, y] of near) {
+    const picture = pictures.get(i);
+    if (!picture?.complete || !picture.naturalHeight) continue;
+    if (drawn.some(([a, b]) => Math.abs(a - x) < size * 0.8 && Math.abs(b - y) < size * 0.8)) continue;
+    drawn.push([x, y]);
+    context.save();
+    context.beginPath();
+    context.roundRect(x - size / 2, y - size / 2, size, size, size / 6);
+    context.lineWidth = 5 * ratio();
+    context.strokeStyle = back;
+    context.stroke();
+    context.lineWidth = 3 * ratio();
+    context.strokeStyle = `rgb(${colours.slice(4 * i, 4 * i + 3).join(",")})`;
+    context.stroke();
+    context.clip();
+    const edge = Math.min(picture.naturalHeight, picture.naturalWidth);
+    context.drawImage(picture, 0, 0, edge, edge, x - size / 2, y - size / 2, size, size);
+    context.restore();
+  }
+  const asking = near.map(([i]) => i).filter((i) => !pictures.has(i));
+  if (asking.length) {
+    clearTimeout(fetching);
+    fetching = setTimeout(() => fetchPictures(asking), 150);
+  }
+}
+async function fetchPictures(asking) {
+  for (let start = 0; start < asking.length; start += 50) {
+    const some = asking.slice(start, start + 50);
+    for (const i of some) pictures.set(i, null);
+    const query = new URLSearchParams(some.map((i) => ["name", atlas.names[i]]));
+    const answer = await fetch(`/atlas/faces?${query}`);
+    if (!answer.ok) return;
+    const found = await answer.json();
+    for (const i of some) {
+      if (!found[atlas.names[i]]) continue;
+      const picture = new Image();
+      picture.onload = draw;
+      picture.src = found[atlas.names[i]];
+      pictures.set(i, picture);
+    }
   }
 }
 function resize() {
@@ -191,7 +256,7 @@ for (let i = 0; i < count; i++) {
   (cells.get(key) ?? cells.set(key, []).get(key)).push(i);
 }
 function nearest(px, py) {
-  const s = scale(), x = (px * ratio() - canvas.width / 2) / s + view.x, y = (py * ratio() - canvas.height / 2) / s + view.y;
+  const s = scale(), x = (px * ratio() - canvas.width / 2) / (s * wide()) + view.x, y = (py * ratio() - canvas.height / 2) / s + view.y;
   const reach = (radius() + 7 * ratio()) / s, low = (v) => Math.max(0, Math.floor((v - reach) * CELLS));
   const high = (v) => Math.min(CELLS - 1, Math.floor((v + reach) * CELLS));
   let best = -1, least = reach * reach;
@@ -199,7 +264,7 @@ function nearest(px, py) {
     for (let b = low(y); b <= high(y); b++)
       for (const i of cells.get(a * CELLS + b) ?? []) {
         const far = (xs[i] - x) ** 2 + (ys[i] - y) ** 2;
-        if (far < least) { least = far; best = i; }
+          if (far < least) { least = far; best = i; }
       }
   return best;
 }
@@ -241,7 +306,7 @@ canvas.addEventListener("pointermove", (event) => {
     const [dx, dy] = [event.clientX - from[0], event.clientY - from[1]];
     moved += Math.abs(dx) + Math.abs(dy);
     from = [event.clientX, event.clientY];
-    view.x -= (dx * ratio()) / scale();
+    view.x -= (dx * ratio()) / (scale() * wide());
     view.y -= (dy * ratio()) / scale();
     canvas.classList.add("moving");
     draw();
@@ -262,7 +327,7 @@ canvas.addEventListener("dblclick", (event) => zoomAt(event.offsetX, event.offse
 function zoomAt(px, py, factor) {
   const dx = px * ratio() - canvas.width / 2, dy = py * ratio() - canvas.height / 2, before = scale();
   view.zoom = Math.max(0.6, Math.min(400, view.zoom * factor));
-  view.x += dx / before - dx / scale();
+  view.x += (dx / before - dx / scale()) / wide();
   view.y += dy / before - dy / scale();
   draw();
 }
@@ -287,6 +352,6 @@ document.querySelector("[data-atlas-search]").addEventListener("submit", async (
 const media = matchMedia("(prefers-color-scheme: dark)");
 media.addEventListener("change", draw);
 addEventListener("themechange", () => requestAnimationFrame(draw));
-if (new Set(atlas.tree).size < 2) chooser.value = new Set(atlas.family).size > 1 ? "family" : new Set(atlas.kind).size > 1 ? "kind" : "by_card";
+if (new Set(atlas.tree).size < 2 && atlas.regions.length) chooser.value = "region";
 resize();
 paintBy(chooser.value);

@@ -33,6 +33,8 @@ from modelgrove_hub.tables import Blob, Commit, Model, RevisionFile, Trust
 
 _TRIES = 5
 _EMPTY = ".gitattributes"
+_STRICT = {".safetensors", ".gguf", ".onnx"}
+"""What is called so must be so; a ".bin" may be anything, and is then unknown."""
 
 
 class StaleError(ConflictError):
@@ -215,7 +217,7 @@ def _recognised(folder: Path, places: Mapping[str, Path], new: Sequence[str]) ->
         try:
             unsafe |= read_contents(folder / path).pickle is not None
         except DataError as error:
-            if path in new:
+            if path in new and Path(path).suffix in _STRICT:
                 raise DataError(str(error).replace(f"{folder}/", "")) from error
     return Recognition(trust=Trust.QUARANTINED if unsafe else Trust.OK, reasons=(f"not one model: {said}",))
 

@@ -237,7 +237,7 @@ def _next_page(request: Request, more: dict[str, str] | None) -> dict[str, str]:
 def _expanded(facts: dict[str, Any], repo: Repo) -> dict[str, Any]:
     commit = {"id": repo.commit.id, "title": repo.commit.title, "date": moment(repo.commit.created_at)}
     unsafe = Trust.QUARANTINED in (repo.model.trust, repo.revision.summary.get("trust"))
-    status = {"status": "unsafe" if unsafe and "lfs" in facts else "safe"}
+    status = {"status": "unsafe" if unsafe and "lfs" in facts else "safe", "avScan": None, "pickleImportScan": None}
     return {**facts, "lastCommit": commit, "securityFileStatus": status}
 
 

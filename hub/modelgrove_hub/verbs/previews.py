@@ -16,6 +16,7 @@ from modelgrove_hub.jobs import rows
 from modelgrove_hub.jobs.dispatch import publish
 from modelgrove_hub.plugins import check_params, get_plugin
 from modelgrove_hub.registry.models import find, find_revision
+from modelgrove_hub.registry.privacy import public_jobs
 from modelgrove_hub.tables import Job, JobState, ModelKind
 from modelgrove_hub.verbs.facts import Facts, JobFacts
 from modelgrove_hub.verbs.verb import verb
@@ -76,14 +77,15 @@ def list_previews(hub: Hub, *, model: str, limit: Annotated[int, Field(ge=1, le=
     """
     with hub.reading() as session:
         revision = find_revision(session, model)
-        jobs = _painted(session, [revision.id or 0]).limit(10 * limit)
-        found = [job for job in session.exec(jobs) if _shown(job) == revision.id and job.state != JobState.CANCELLED]
+        jobs = session.exec(_painted(session, [revision.id or 0]).limit(10 * limit)).all()
+        own = [job for job in jobs if _shown(job) == revision.id and job.state != JobState.CANCELLED][:limit]
+        found = public_jobs(session, own) if hub.public_only else own
     return [
         PreviewFacts(
             job=job.id, state=JobState(job.state), prompts=list(job.params.get("prompts", ())),
             seed=job.params.get("seed"), created_at=job.created_at, picture=_picture(job),
         )
-        for job in found[:limit]
+        for job in found
     ]  # fmt: skip
 
 
@@ -93,11 +95,12 @@ def newest_pictures(hub: Hub, revisions: Collection[int]) -> Mapping[int, str]:
         return {}
     with hub.reading() as session:
         jobs = session.exec(_painted(session, revisions).where(Job.state == JobState.DONE).limit(1000))
-        found: dict[int, str] = {}
+        found: dict[int, Job] = {}
         for job in jobs:
             if (shown := _shown(job)) in revisions and _picture(job):
-                found.setdefault(shown, job.id)
-    return found
+                found.setdefault(shown, job)
+        seen = public_jobs(session, list(found.values())) if hub.public_only else list(found.values())
+    return {_shown(job): job.id for job in seen}
 
 
 def _painted(session: Session, revisions: Collection[int]) -> Any:

@@ -33,7 +33,8 @@ class Field:
     value: str = ""
     """As it stands in the input; of booleans "on" or nothing."""
     placeholder: str = ""
-    choices: list[str] = field(default_factory=list)
+    choices: dict[str, Any] = field(default_factory=dict)
+    """What may be chosen, as it is shown, with the value that it stands for."""
     attributes: dict[str, Any] = field(default_factory=dict)
     """Limits that browsers check: min, max, step, pattern, maxlength."""
     item: str = "text"
@@ -65,7 +66,7 @@ def fill(fields: list[Field], filled: Filled) -> dict[str, Any]:
             if lines := [line.strip() for line in one.value.splitlines() if line.strip()]:
                 values[one.name] = [_read(line, one.item) for line in lines]
         elif one.value:
-            values[one.name] = _read(one.value, one.kind)
+            values[one.name] = one.choices.get(one.value, _read(one.value, one.kind))
     return values
 
 
@@ -91,7 +92,7 @@ def _field(name: str, facts: Mapping[str, Any], *, required: bool) -> Field:
     if kind == "boolean":
         made.value = "on" if default else ""
     elif kind == "choice":
-        made.choices = [str(one) for one in shape["enum"]]
+        made.choices = {str(one): one for one in shape["enum"]}
         made.value = "" if default is None else str(default)
     else:
         made.placeholder = _written(default, kind)

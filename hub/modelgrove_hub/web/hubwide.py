@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from sqlmodel import col, func, select
 
-from modelgrove_hub.api.access import COOKIE, hash_of, hub_for
+from modelgrove_hub.api.access import COOKIE, hub_for, identify, keep_token
 from modelgrove_hub.hub import Hub
-from modelgrove_hub.tables import Expert, Job, JobState, Source, Token
+from modelgrove_hub.tables import Expert, Job, JobState, Source
 from modelgrove_hub.verbs.facets import facets
 from modelgrove_hub.verbs.plugins import list_plugins, show_plugin
 from modelgrove_hub.verbs.system import doctor, event_head, list_events
@@ -76,15 +76,13 @@ def sign_in_form(request: Request, next: str = "/") -> HTMLResponse:  # noqa: A0
 def sign_in(request: Request, posted: Posted) -> Response:
     """Keep a good token in a cookie that scripts cannot read and other sites cannot use."""
     token, following = posted.one("token"), _local(posted.one("next"))
-    with request.app.state.hub.reading() as session:
-        query = select(Token.id).where(Token.hash == hash_of(token), col(Token.revoked_at).is_(None))
-        known = session.exec(query).first()
-    if known is None:
-        problem = "This token is not known here, or was revoked."
-        return page(request, "signin.html", 401, nav="signin", next=following, problem=problem)
+    try:
+        identify(request, token)
+    except HTTPException as error:
+        shown = {"nav": "signin", "next": following, "problem": str(error.detail)}
+        return page(request, "signin.html", error.status_code, **shown)
     answer = RedirectResponse(following, 303)
-    secure = request.url.scheme == "https"
-    answer.set_cookie(COOKIE, token, max_age=_YEAR, httponly=True, samesite="strict", secure=secure)
+    keep_token(answer, request, token)
     return answer
 
 

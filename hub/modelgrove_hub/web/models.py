@@ -15,6 +15,7 @@ from modelgrove_hub.errors import ModelgroveError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry.lineage import tree
 from modelgrove_hub.registry.models import find, find_revision
+from modelgrove_hub.registry.privacy import public_jobs
 from modelgrove_hub.registry.trees import find_root
 from modelgrove_hub.tables import Job, Model, Report
 from modelgrove_hub.verbs.facts import JobFacts, ModelDetail
@@ -101,7 +102,8 @@ def work(request: Request, hub: Reading, owner: str, name: str, revision: Ref = 
     """What was done with it, and what reports say."""
     head = _head(hub, owner, name, revision)
     with hub.reading() as session:
-        jobs = [JobFacts.of(job) for job in session.exec(_jobs_of(session, head.model.content.id))]
+        found = session.exec(_jobs_of(session, head.model.content.id)).all()
+        jobs = [JobFacts.of(job) for job in (public_jobs(session, found) if hub.public_only else found)]
         query = select(Report).where(Report.revision_id == head.model.content.id).order_by(col(Report.id).desc())
         reports = list(session.exec(query.limit(_JOBS)))
     return page(request, "model_jobs.html", tab="jobs", jobs=jobs, reports=reports, **_around(head))

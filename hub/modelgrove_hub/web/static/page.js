@@ -56,29 +56,34 @@ addEventListener("submit", (event) => {
   dispatchEvent(new Event("themechange"));
 });
 
-// A job that has not ended: each event says that there is something new, and the page's own HTML is taken in.
+// What is still going on: each event says that there is something new, and the page's own HTML is taken in.
 const live = document.querySelector("[data-live]");
-if (live) watch(live.dataset.live);
-function watch(url) {
+if (live) watch(live.dataset.live, live.id);
+function watch(url, id) {
   const source = new EventSource(url);
   let last = 0, waiting = 0;
   const soon = () => {
     clearTimeout(waiting);
-    waiting = setTimeout(renew, Math.max(0, 300 - (Date.now() - last)));
+    waiting = setTimeout(renew, Math.max(50, 400 - (Date.now() - last)));
   };
   const renew = async () => {
     last = Date.now();
     const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
     if (!answer.ok) return;
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById("job");
-    const log = document.querySelector("#job .log");
+    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(id);
+    const before = document.getElementById(id);
+    const held = before.contains(document.activeElement) ? document.activeElement : null;
+    const again = held && [...before.querySelectorAll("a, button, pre")].indexOf(held);
+    const log = before.querySelector(".log");
     const atEnd = log && log.scrollTop + log.clientHeight >= log.scrollHeight - 4;
-    document.getElementById("job").replaceWith(fresh);
-    if (atEnd) document.querySelector("#job .log")?.scrollTo(0, 1e9);
-    if (!fresh.dataset.live) { source.close(); clearInterval(ticker); }
+    before.replaceWith(fresh);
+    if (held) [...fresh.querySelectorAll("a, button, pre")][again]?.focus();
+    if (atEnd) fresh.querySelector(".log")?.scrollTo(0, 1e9);
+    if (fresh.dataset.live) return;
+    source.close();
+    clearInterval(ticker);
   };
-  for (const name of ["message", "job", "progress", "state", "log", "end", "done"]) source.addEventListener(name, soon);
-  source.onerror = () => { if (source.readyState === EventSource.CLOSED) soon(); };
-  // Where events do not come through, as behind some proxies, the page is taken in every few seconds.
-  const ticker = setInterval(soon, 3000);
+  for (const name of ["state", "progress", "log", "end", "job"]) source.addEventListener(name, soon);
+  // Where events do not come through, as behind some proxies, it is taken in every few seconds.
+  const ticker = setInterval(() => { if (source.readyState !== EventSource.OPEN) soon(); }, 3000);
 }

@@ -6,6 +6,7 @@ import os
 from functools import cache
 from pathlib import Path
 from tomllib import TOMLDecodeError
+from typing import Literal
 
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
@@ -49,6 +50,14 @@ class Settings(BaseSettings):
     gc_grace_seconds: float = Field(24 * 3600.0, ge=0, description="Unnamed blobs younger than this are kept.")
     warm_bytes: int = Field(4 << 30, ge=0, description="Memory for models that a worker keeps loaded for previews.")
     max_upload_bytes: int = Field(200 << 30, ge=1, description="Size of the largest file that clients may upload.")
+    max_requests_per_second: float = Field(
+        1000.0, ge=0, description="Requests of one address that are answered; 0 has no limit. An open hub has none."
+    )
+    hosts: str = Field("", description="Comma-separated names by which clients call the hub; empty means any.")
+    trusted_proxies: str = Field(
+        "", description="Comma-separated addresses of proxies that are believed who they speak for."
+    )
+    request_log: Literal["text", "json", "off"] = Field("text", description="How requests are written to the log.")
     hf_token: SecretStr = Field(SecretStr(""), description="Token for a Hugging Face hub.")
 
     @classmethod
@@ -83,6 +92,11 @@ class Settings(BaseSettings):
     def incoming(self) -> Path:
         """Folder of uploads that are not whole yet: what nobody goes on with, `gc` removes."""
         return self.home / "incoming"
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """The names in `hosts`."""
+        return frozenset(name.strip().lower() for name in self.hosts.split(",") if name.strip())
 
     @property
     def index(self) -> Path:

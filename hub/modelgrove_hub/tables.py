@@ -362,6 +362,21 @@ class Token(SQLModel, table=True):
     scopes: list[str] = Field(default_factory=list, sa_column=Column(JSON, nullable=False))
     created_at: datetime = Field(default_factory=now, sa_column=_time())
     revoked_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+    expires_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
+
+
+class GivenAnswer(SQLModel, table=True):
+    """What was answered to a request with an Idempotency-Key, so that sending it again does nothing again."""
+
+    __tablename__: ClassVar[str] = "given_answer"
+
+    caller: str = Field(primary_key=True)
+    key: str = Field(primary_key=True, max_length=200)
+    request: str = Field(max_length=64)
+    """SHA-256 of what was asked for: another request may not have the same key."""
+    answer: Any = Field(default=None, sa_column=Column(JSON(none_as_null=True), nullable=True))
+    """None while it is worked on."""
+    created_at: datetime = Field(default_factory=now, sa_column=_time(index=True))
 
 
 class Event(SQLModel, table=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +17,7 @@ from modelgrove_hub.errors import ModelgroveError
 
 LOG = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
+_PASSWORD = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@]+@")
 
 
 class Problem(BaseModel):
@@ -36,13 +38,14 @@ def problem(status: int, detail: str, errors: list[dict[str, Any]] | None = None
 
 
 def answer_problems(app: FastAPI) -> None:
-    """Have the app answer every error as a problem; what nobody foresaw is logged and not told."""
+    """Have the app answer every error as a problem; what nobody foresaw is not told (`api.watching` logs it)."""
 
     @app.exception_handler(ModelgroveError)
     async def ours(_request: Request, error: ModelgroveError) -> JSONResponse:
+        said = without_passwords(str(error))
         if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            LOG.warning("%s: %s", type(error).__name__, error)
-        return problem(error.status, str(error))
+            LOG.warning("%s: %s", type(error).__name__, said)
+        return problem(error.status, said)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
@@ -55,6 +58,10 @@ def answer_problems(app: FastAPI) -> None:
         return problem(error.status_code, str(error.detail), **dict(error.headers or {}))
 
     @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> JSONResponse:
-        LOG.exception("%s %s", request.method, request.url.path, exc_info=error)
+    async def unforeseen(_request: Request, _error: Exception) -> JSONResponse:
         return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "an internal error; the server's log tells more")
+
+
+def without_passwords(text: str) -> str:
+    """A message whose URLs name no password: those of stores and brokers may hold one."""
+    return _PASSWORD.sub(r"\1***@", text)

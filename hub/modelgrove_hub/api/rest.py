@@ -5,29 +5,34 @@ from __future__ import annotations
 import inspect
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Query
+from fastapi import APIRouter, Body, Depends, Query, Response
 from pydantic import BaseModel
 
-from modelgrove_hub.api.access import hub_for
+from modelgrove_hub.api import events
+from modelgrove_hub.api.access import bearer, hub_for
+from modelgrove_hub.api.once import Once, once
 from modelgrove_hub.api.problems import MEDIA_TYPE, Problem
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.verbs.verb import Verb, all_verbs
 
 PREFIX = "/api/v1"
-_PROBLEM = {"model": Problem, "content": {MEDIA_TYPE: {}}}
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    code: {**_PROBLEM, "description": said}
-    for code, said in {
-        401: "No token, or not a good one.", 403: "The token does not allow it.", 404: "There is no such thing.",
-        409: "It conflicts with what is there.", 422: "The request or the model's file does not fit.",
-        429: "Too many requests.", 502: "A plugin failed.", 503: "Database, store or broker do not answer.",
-    }.items()
+_PROBLEMS: dict[int, str] = {
+    400: "The body is no JSON.", 401: "No token, or not a good one.", 403: "The token does not allow it.",
+    404: "There is no such thing.", 408: "The body came too slowly.",
+    409: "It conflicts with what is there.", 413: "The body is too large.", 415: "The body is packed.",
+    421: "The hub is not called so.", 422: "The request or the model's file does not fit.",
+    429: "Too many requests, or too many tokens that are not good.", 500: "A mistake of the hub; its log tells more.",
+    502: "A plugin failed.", 503: "Database, store or broker do not answer.",
 }  # fmt: skip
+_OF_BODIES = (400, 408, 409, 413, 415)
+_SCHEMA = {"schema": {"$ref": "#/components/schemas/Problem"}}
+_ACCEPTED = 202
 
 
 def make_router() -> APIRouter:
     """All routes below /api/v1."""
-    router = APIRouter(prefix=PREFIX)
+    router = APIRouter(prefix=PREFIX, dependencies=[Depends(bearer)])
+    router.include_router(events.router, responses=_problems(with_body=False))
     # "/events/head" must be tried before "/models/{model:path}" would be, were it below it.
     for found in sorted(all_verbs(), key=lambda one: ("{" in one.path, one.path)):
         _mount(router, found)
@@ -36,22 +41,40 @@ def make_router() -> APIRouter:
 
 def _mount(router: APIRouter, found: Verb) -> None:
     router.add_api_route(
-        found.path, _endpoint(found), methods=[found.method], status_code=found.status, responses=_PROBLEMS,
+        found.path, _endpoint(found), methods=[found.method], status_code=found.status,
+        responses=_problems(with_body=found.method != "GET"),
         name=found.function.__name__, operation_id=found.function.__name__, summary=_title(found),
         tags=[found.function.__module__.rpartition(".")[2]],
     )  # fmt: skip
+
+
+def _problems(*, with_body: bool) -> dict[int | str, dict[str, Any]]:
+    return {
+        code: {"description": said, "model": Problem, "content": {MEDIA_TYPE: _SCHEMA}}
+        for code, said in _PROBLEMS.items() if with_body or code not in _OF_BODIES
+    }  # fmt: skip
 
 
 def _endpoint(found: Verb) -> Any:
     """The verb as FastAPI reads it: the hub is the caller's, arguments come from path, query and body."""
     signature = inspect.signature(found.function, eval_str=True)
     hub, *arguments = signature.parameters.values()
+    accepts = found.status == _ACCEPTED
 
     def endpoint(**values: Any) -> Any:
-        return found.function(values.pop("hub"), **values)
+        response, asked = values.pop("response", None), values.pop("once", None)
+        given = found.function if asked is None else asked.guard(found.function)
+        answer = given(values.pop("hub"), **values)
+        job = answer.get("id") if isinstance(answer, dict) else getattr(answer, "id", None)
+        if response is not None and job is not None:
+            response.headers["Location"] = f"{PREFIX}/jobs/{job}"
+        return answer
 
     seen = hub.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[Hub, Depends(hub_for(found.scope))])
     parameters = [seen, *(_told_apart(parameter, found.path) for parameter in arguments)]
+    if accepts:
+        parameters.append(seen.replace(name="response", annotation=Response))
+        parameters.append(seen.replace(name="once", annotation=Annotated[Once | None, Depends(once)]))
     endpoint.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     endpoint.__doc__ = inspect.getdoc(found.function)
     return endpoint

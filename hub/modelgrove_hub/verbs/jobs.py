@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
+from modelgrove_hub.errors import NotFoundError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.jobs import rows
 from modelgrove_hub.jobs.dispatch import publish
 from modelgrove_hub.registry.models import find_revision
-from modelgrove_hub.tables import JobState
+from modelgrove_hub.registry.privacy import public_jobs
+from modelgrove_hub.tables import Job, JobState
 from modelgrove_hub.verbs.facts import JobFacts
 from modelgrove_hub.verbs.verb import Page, verb
 
@@ -56,8 +59,9 @@ def list_jobs(
 ) -> Page[JobFacts]:  # fmt: skip
     """Jobs, newest first."""
     found = rows.list_jobs(hub, state=state, limit=limit + 1, after=after)
-    shown = [JobFacts.of(job) for job in found[:limit]]
-    return Page[JobFacts](items=shown, next=shown[-1].id if len(found) > limit else None)
+    shown = found[:limit]
+    items = [JobFacts.of(job) for job in _seen(hub, shown)]
+    return Page[JobFacts](items=items, next=shown[-1].id if len(found) > limit else None)
 
 
 @verb("GET", "/jobs/{job}")
@@ -68,7 +72,7 @@ def show_job(hub: Hub, *, job: str) -> JobDetail:
         NotFoundError: there is none.
         UsageError: the beginning of an id fits several.
     """
-    return JobDetail.model_validate(rows.get(hub, job))
+    return JobDetail.model_validate(_get(hub, job))
 
 
 @verb("POST", "/jobs/{job}/cancel", "write")
@@ -79,7 +83,7 @@ def cancel_job(hub: Hub, *, job: str) -> JobFacts:
         NotFoundError, UsageError: as `show_job`.
         ConflictError: it has ended.
     """
-    return JobFacts.of(rows.cancel(hub, job))
+    return JobFacts.of(rows.cancel(hub, _get(hub, job).id))
 
 
 @verb("POST", "/jobs/{job}/retry", "write", 202)
@@ -90,6 +94,20 @@ def retry_job(hub: Hub, *, job: str) -> JobFacts:
         NotFoundError, UsageError: as `show_job`.
         ConflictError: it has not failed.
     """
-    found = rows.retry(hub, job)
+    found = rows.retry(hub, _get(hub, job).id)
     publish(hub, found)
     return JobFacts.of(found)
+
+
+def _get(hub: Hub, reference: str) -> Job:
+    job = rows.get(hub, reference)
+    if not _seen(hub, [job], logs=True):
+        raise NotFoundError(f"no job {reference!r}: `modelgrove jobs ls` lists them")
+    return job
+
+
+def _seen(hub: Hub, jobs: Sequence[Job], *, logs: bool = False) -> list[Job]:
+    if not hub.public_only:
+        return list(jobs)
+    with hub.reading() as session:
+        return public_jobs(session, jobs, logs=logs)

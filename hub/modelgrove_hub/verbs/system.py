@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from modelgrove_hub.doctor import examine
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry import events as log
+from modelgrove_hub.registry.privacy import public_events
 from modelgrove_hub.verbs.facts import Facts
 from modelgrove_hub.verbs.verb import Page, verb
 
@@ -50,8 +51,10 @@ def list_events(
     """What happened, newest first."""
     with hub.reading() as session:
         found = log.list_events(session, limit + 1, before=int(after) if after else None)
-    shown = [EventFacts.model_validate(event) for event in found[:limit]]
-    return Page[EventFacts](items=shown, next=str(shown[-1].id) if len(found) > limit else None)
+        shown = found[:limit]
+        items = public_events(session, shown) if hub.public_only else shown
+    last = str(shown[-1].id) if len(found) > limit else None
+    return Page[EventFacts](items=[EventFacts.model_validate(event) for event in items], next=last)
 
 
 @verb("GET", "/events/head")

@@ -22,7 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Item = TypeVar("Item")
 
-MODULES = ("atlas", "facets", "jobs", "layers", "models", "plugins", "previews", "search", "system")
+MODULES = ("atlas", "facets", "jobs", "layers", "models", "plugins", "previews", "search", "system", "tokens")
 """The modules of this package that hold verbs."""
 _ATTRIBUTE = "__verb__"
 

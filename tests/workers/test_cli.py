@@ -1,12 +1,14 @@
 """`modelgrove worker` and `modelgrove up` as commands. What they start is tested in test_embedded.py."""
 
+import re
+import socket
 import subprocess
 import sys
 
 import pytest
 from click.testing import CliRunner
 
-from modelgrove_hub.errors import StorageError, UsageError
+from modelgrove_hub.errors import ConflictError, StorageError, UsageError
 from modelgrove_hub.settings import settings
 from modelgrove_migrations.run import upgrade
 from modelgrove_workers import cli
@@ -45,14 +47,16 @@ def test_a_worker_takes_all_queues_and_all_cores_unless_told_otherwise(lanes):
 
 
 def test_up_keeps_previews_apart_from_long_jobs(lanes):
-    result = run(cli.up)
-    run(cli.up, "--concurrency", "2")
+    result = run(cli.up, "--port", "0")
+    run(cli.up, "--port", "0", "--concurrency", "2")
 
     assert [[str(lane) for lane in each] for each in lanes] == [
         ["cpu ×4", "preview+io ×1"],
         ["cpu ×2", "preview+io ×1"],
     ]
     assert "messages through" in result.output
+    assert "Open to everybody on this machine" in result.output
+    assert re.search(r"Serving .* at http://127.0.0.1:\d+\n", result.output)
     assert result.output.endswith("Stopped.\n")
 
 
@@ -75,7 +79,15 @@ def test_an_unsupported_broker_is_refused_before_anything_starts(lanes, monkeypa
     settings.cache_clear()
 
     with pytest.raises(UsageError, match="is not supported"):
-        run(cli.up)
+        run(cli.up, "--port", "0")
+    assert lanes == []
+
+
+def test_up_on_an_address_in_use_starts_nothing(lanes):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConflictError, match=f"127.0.0.1:{port} is in use"):
+            run(cli.up, "--port", str(port))
     assert lanes == []
 
 

@@ -1,17 +1,20 @@
-"""The supervisor of `modelgrove up` and `modelgrove worker`: worker processes and a ticker that live together."""
+"""The supervisor of `modelgrove up` and `modelgrove worker`: processes of workers, a server and a ticker together."""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import FrameType
 
+from modelgrove_hub.api.server import Place
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.settings import Settings
 from modelgrove_workers.schedule import Ticker
@@ -35,10 +38,31 @@ class Lane:
     def __str__(self) -> str:
         return f"{'+'.join(self.queues)} ×{self.concurrency}"
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What its process runs."""
+        return ("modelgrove_workers.process", ",".join(self.queues), str(self.concurrency))
+
+
+@dataclass(frozen=True)
+class Web:
+    """A server on a socket that listens already: connections wait while its process is started again."""
+
+    place: Place
+    listener: socket.socket
+
+    def __str__(self) -> str:
+        return "server"
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What its process runs."""
+        return ("modelgrove_hub.api.server", str(self.listener.fileno()), json.dumps(asdict(self.place)))
+
 
 @dataclass
-class _Worker:
-    lane: Lane
+class _Child:
+    runs: Lane | Web
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
     crashes: int = 0
@@ -47,58 +71,62 @@ class _Worker:
 
 @dataclass
 class Supervisor:
-    """Runs lanes of workers, and a ticker, until told to stop."""
+    """Runs lanes of workers, a ticker, and a server if there is one to run, until told to stop."""
 
     hub: Hub
     lanes: Sequence[Lane]
+    web: Web | None = None
     grace_seconds: float = 10.0
     """How long running jobs may go on after a stop; then they go back to the queue."""
     _signals: int = 0
     """How often it was told to stop. No lock guards it: a handler that waits for the thread it interrupts hangs."""
 
     def run(self) -> None:
-        """Work until SIGTERM, SIGINT or SIGHUP; a second one cuts the grace short. Restarts workers that crash."""
+        """Work until SIGTERM, SIGINT or SIGHUP; a second one cuts the grace short. Restarts what crashes."""
         for number in _SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
                 signal.signal(number, self._told_to_stop)
-        workers = [_Worker(lane) for lane in self.lanes]
+        server = [_Child(self.web)] if self.web else []
+        workers = [_Child(lane) for lane in self.lanes]
         ticker = Ticker(self.hub)
         ticker.start()
         try:
             while not self._signals:
-                for worker in workers:
-                    self._keep_alive(worker)
+                for child in (*server, *workers):
+                    self._keep_alive(child)
                 time.sleep(_WATCH_SECONDS)
         finally:
-            self._end(workers)
+            self._end((*server, *workers))
             ticker.stop()
 
     def _told_to_stop(self, _number: int, _frame: FrameType | None) -> None:
         self._signals += 1
 
-    def _keep_alive(self, worker: _Worker) -> None:
+    def _keep_alive(self, child: _Child) -> None:
         moment = time.monotonic()
-        if worker.process is not None and worker.process.poll() is None:
+        if child.process is not None and child.process.poll() is None:
             return
-        if worker.process is not None:
-            worker.crashes = 1 if moment - worker.started > _HEALTHY_SECONDS else worker.crashes + 1
-            pause = min(_LONGEST_PAUSE, 2.0 ** (worker.crashes - 1))
-            LOG.warning("worker %s ended with %s; again in %.0f s", worker.lane, worker.process.returncode, pause)
-            worker.process, worker.resume = None, moment + pause
-        if moment >= worker.resume:
-            worker.process, worker.started = self._start(worker.lane), moment
+        if child.process is not None:
+            child.crashes = 1 if moment - child.started > _HEALTHY_SECONDS else child.crashes + 1
+            pause = min(_LONGEST_PAUSE, 2.0 ** (child.crashes - 1))
+            kind = "worker " if isinstance(child.runs, Lane) else ""
+            LOG.warning("%s%s ended with %s; again in %.0f s", kind, child.runs, child.process.returncode, pause)
+            child.process, child.resume = None, moment + pause
+        if moment >= child.resume:
+            child.process, child.started = self._start(child.runs), moment
 
-    def _start(self, lane: Lane) -> subprocess.Popen[bytes]:
+    def _start(self, runs: Lane | Web) -> subprocess.Popen[bytes]:
         jobs = sum(each.concurrency for each in self.lanes)
-        command = [sys.executable, "-m", "modelgrove_workers.process", ",".join(lane.queues), str(lane.concurrency)]
-        # Its own session: Ctrl-C at the terminal reaches the supervisor only, which then stops workers gently.
+        handed = (runs.listener.fileno(),) if isinstance(runs, Web) else ()
+        # Its own session: Ctrl-C at the terminal reaches the supervisor only, which then stops all gently.
         return subprocess.Popen(
-            command, env=environment(self.hub.settings, jobs), start_new_session=True, stdin=subprocess.DEVNULL
-        )
+            [sys.executable, "-m", *runs.command], env=environment(self.hub.settings, jobs), start_new_session=True,
+            stdin=subprocess.DEVNULL, pass_fds=handed,
+        )  # fmt: skip
 
-    def _end(self, workers: Sequence[_Worker]) -> None:
-        """First let running jobs finish; then have them given back to the queue; then kill."""
-        running = [worker.process for worker in workers if worker.process is not None]
+    def _end(self, children: Sequence[_Child]) -> None:
+        """First let running jobs and downloads finish; then have jobs given back to the queue; then kill."""
+        running = [child.process for child in children if child.process is not None]
         for number, patience in ((signal.SIGTERM, self.grace_seconds), (signal.SIGQUIT, _QUICK_SECONDS)):
             running = [process for process in running if process.poll() is None]
             for process in running:

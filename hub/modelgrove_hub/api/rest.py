@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Query, Response
+from fastapi import APIRouter, Body, Depends, HTTPException, Query, Response
 from pydantic import BaseModel
 
 from modelgrove_hub.api import events
@@ -27,6 +27,7 @@ _PROBLEMS: dict[int, str] = {
 _OF_BODIES = (400, 408, 409, 413, 415)
 _SCHEMA = {"schema": {"$ref": "#/components/schemas/Problem"}}
 _ACCEPTED = 202
+_METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
 
 
 def make_router() -> APIRouter:
@@ -36,7 +37,25 @@ def make_router() -> APIRouter:
     # "/events/head" must be tried before "/models/{model:path}" would be, were it below it.
     for found in sorted(all_verbs(), key=lambda one: ("{" in one.path, one.path)):
         _mount(router, found)
+    _refuse_others(router)
     return router
+
+
+def _refuse_others(router: APIRouter) -> None:
+    """Answer 405 to methods that a path does not have; what is asked after us would say that there is no such path."""
+    allowed: dict[str, set[str]] = {}
+    for verb in all_verbs():
+        allowed.setdefault(verb.path, set()).add(verb.method)
+    for path, methods in sorted(allowed.items(), key=lambda one: ("{" in one[0], one[0])):
+        others = sorted(_METHODS - methods)
+        router.add_api_route(path, _refusal(", ".join(sorted(methods))), methods=others, include_in_schema=False)
+
+
+def _refusal(allowed: str) -> Any:
+    async def refuse() -> None:
+        raise HTTPException(405, f"only {allowed} is answered here", {"Allow": allowed})
+
+    return refuse
 
 
 def _mount(router: APIRouter, found: Verb) -> None:

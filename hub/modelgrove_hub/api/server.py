@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import logging
 import os
+import signal
 import socket
 import ssl
 import sys
@@ -26,6 +28,7 @@ GRACE_SECONDS = 10
 _BACKLOG = 2048
 _CONNECTIONS = 2000
 _PLACE = "MODELGROVE_SERVER_PLACE"
+_PR_SET_PDEATHSIG = 1
 _METRICS = "PROMETHEUS_MULTIPROC_DIR"
 
 
@@ -151,6 +154,8 @@ def _refused(place: Place, error: OSError) -> ConflictError | UsageError | Stora
 
 
 def _main(descriptor: str, place: str) -> None:
+    if sys.platform == "linux":  # stop when the supervisor is killed
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     with socket.socket(fileno=int(descriptor)) as listener:
         serve(Hub.open(), Place(**json.loads(place)), listener)
 

@@ -17,7 +17,7 @@ Limit = Annotated[int, Field(ge=1, le=1000)]
 
 @verb("GET", "/search")
 def search(
-    hub: Hub, *, text: Annotated[str, Field(description="What the model should do.")], by: By = "both",
+    hub: Hub, *, text: Annotated[str, Field(description="What the model should do.", pattern=r"\S")], by: By = "both",
     kind: str | None = None, family: str | None = None, adapter_type: str | None = None, base: str | None = None,
     licence: str | None = None, rank: str | None = None, trust: Trust | None = None, limit: Limit = 10,
 ) -> Answer:  # fmt: skip

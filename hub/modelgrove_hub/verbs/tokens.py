@@ -31,7 +31,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 class NewToken(BaseModel):
     """A token to make."""
 
-    name: str = Field(description="Who or what has it: up to 64 letters, digits and . _ @ -; logs and events say it.")
+    name: str = Field(
+        description="Who or what has it; logs and events say it.", json_schema_extra={"pattern": f"^{_NAME.pattern}$"}
+    )
     scope: Scope = Field("read", description="read looks, write also adds and gives work, admin does everything.")
     expires_at: AwareDatetime | None = Field(None, description="From when on it is good no more; unset, it lasts.")
 

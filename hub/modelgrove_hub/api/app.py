@@ -39,6 +39,7 @@ def create_app(hub: Hub, *, open_to_all: bool) -> FastAPI:
     answer_problems(app)
     app.include_router(operations.router)
     app.include_router(rest.make_router())
+    rest.describe(app)
     for part in (reading, lfs, xet, writing):
         app.include_router(part.router)
     mount_web(app)

@@ -150,14 +150,18 @@ class _Body:
     async def receive(self) -> Message:
         if self._ended:
             return await self._receive()  # waits for the client to leave
+        self._check(self.declared)
         message = await self._in_time()
         if message["type"] == "http.request":
             self._bytes += len(message.get("body", b""))
             self._ended = not message.get("more_body", False)
-            most = self._most()
-            if max(self._bytes, self.declared) > most:
-                raise HTTPException(413, f"the body has more than the {most} bytes that are taken here", _CLOSE)
+            self._check(self._bytes)
         return message
+
+    def _check(self, size: int) -> None:
+        most = self._most()
+        if size > most:
+            raise HTTPException(413, f"the body has more than the {most} bytes that are taken here", _CLOSE)
 
     async def _in_time(self) -> Message:
         begun = time.monotonic()

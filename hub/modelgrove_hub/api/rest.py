@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, HTTPException, Query, Response
+from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Query, Response
 from pydantic import BaseModel
 
-from modelgrove_hub.api import events
+from modelgrove_hub.api import artefacts, events
 from modelgrove_hub.api.access import bearer, hub_for
 from modelgrove_hub.api.once import Once, once
 from modelgrove_hub.api.problems import MEDIA_TYPE, Problem
@@ -27,18 +27,34 @@ _PROBLEMS: dict[int, str] = {
 _OF_BODIES = (400, 408, 409, 413, 415)
 _SCHEMA = {"schema": {"$ref": "#/components/schemas/Problem"}}
 _ACCEPTED = 202
+_WORK: dict[int | str, dict[str, Any]] = {
+    _ACCEPTED: {"headers": {"Location": {"description": "The job, to watch.", "schema": {"type": "string"}}}}
+}
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}
 
 
 def make_router() -> APIRouter:
     """All routes below /api/v1."""
     router = APIRouter(prefix=PREFIX, dependencies=[Depends(bearer)])
-    router.include_router(events.router, responses=_problems(with_body=False))
+    for part in (events, artefacts):
+        router.include_router(part.router, responses=problems(with_body=False))
     # "/events/head" must be tried before "/models/{model:path}" would be, were it below it.
     for found in sorted(all_verbs(), key=lambda one: ("{" in one.path, one.path)):
         _mount(router, found)
     _refuse_others(router)
     return router
+
+
+def describe(app: FastAPI) -> None:
+    """Have the app's OpenAPI document say what a problem is. As a model, FastAPI would say that it comes as plain JSON."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        document = plain()
+        document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 def _refuse_others(router: APIRouter) -> None:
@@ -61,15 +77,16 @@ def _refusal(allowed: str) -> Any:
 def _mount(router: APIRouter, found: Verb) -> None:
     router.add_api_route(
         found.path, _endpoint(found), methods=[found.method], status_code=found.status,
-        responses=_problems(with_body=found.method != "GET"),
+        responses={**problems(with_body=found.method != "GET"), **(_WORK if found.status == _ACCEPTED else {})},
         name=found.function.__name__, operation_id=found.function.__name__, summary=_title(found),
         tags=[found.function.__module__.rpartition(".")[2]],
     )  # fmt: skip
 
 
-def _problems(*, with_body: bool) -> dict[int | str, dict[str, Any]]:
+def problems(*, with_body: bool) -> dict[int | str, dict[str, Any]]:
+    """The errors that every route may answer, for the document."""
     return {
-        code: {"description": said, "model": Problem, "content": {MEDIA_TYPE: _SCHEMA}}
+        code: {"description": said, "content": {MEDIA_TYPE: _SCHEMA}}
         for code, said in _PROBLEMS.items() if with_body or code not in _OF_BODIES
     }  # fmt: skip
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import category
 from uuid import uuid4
 
 from sqlmodel import Session, col, select
@@ -129,6 +130,7 @@ def _changed(before: Mapping[str, str], wanted: Wanted) -> dict[str, str]:
     files = dict(before)
     for change in wanted.changes:
         if change.sha256 is not None:
+            _check_name(change.path)
             files[change.path] = change.sha256
             continue
         gone = [path for path in files if path == change.path or _is_in(path, change.path)]
@@ -143,6 +145,12 @@ def _changed(before: Mapping[str, str], wanted: Wanted) -> dict[str, str]:
     if both := sorted(folders & files.keys()):
         raise DataError(f"{both[0]!a} cannot be a file and a folder")
     return files
+
+
+def _check_name(path: str) -> None:
+    # Who fetches the model writes such a file into a folder of theirs.
+    if any(category(letter) == "Cc" for letter in path) or ".git" in path.lower().split("/"):
+        raise DataError(f"file {path[:80]!a}: no name with control characters, and nothing in .git, is taken")
 
 
 def _is_in(path: str, folder: str) -> bool:
@@ -194,9 +202,9 @@ def _prepared(
     new = [path for path, sha256 in files.items() if before.get(path) != sha256]
     recognition = _recognised(folder, places, new)
     scanned = {path: scans.get(sha256) or scan_file(Path(path), places[path]) for path, sha256 in files.items()}
-    for path, found in scanned.items():
-        if found.sha256 != files[path]:
-            raise DataError(f"{path!a} is not what was uploaded: its bytes have the hash {found.sha256}")
+    for path, own in scanned.items():
+        if own.sha256 != files[path]:
+            raise DataError(f"{path!a} is not what was uploaded: its bytes have the hash {own.sha256}")
     outputs = read_outputs(places, recognition.kind, recognition.family, recognition.parts)
     found = Found(folder, places, name, folder)
     mtimes = {path: place.stat().st_mtime_ns for path, place in places.items()}

@@ -14,11 +14,8 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlmodel import Session, col, select
 
 from modelgrove_hub.errors import DataError, NotFoundError, UsageError
-from modelgrove_hub.registry.models import find_revision
-from modelgrove_hub.tables import Revision
 
 RECIPE = "modelgrove.merge"
 """Metadata key under which a merged file keeps its recipe."""
@@ -91,13 +88,10 @@ class Recipe(_Strict):
         names = ", ".join(model.name for model in self.models)
         return {RECIPE: self.model_dump_json(exclude_none=True), "modelspec.merged_from": names}
 
-    def inputs(self, session: Session) -> list[int]:
-        """The revisions that it was made from: by digest where it has one, whatever they are called now.
-
-        Raises:
-            NotFoundError: one is not in this hub.
-        """
-        return [_revision(session, model) for model in (*self.models, *((self.base,) if self.base else ()))]
+    def inputs(self) -> list[str]:
+        """References of what it was made from: by digest where it has one, whatever that is called now."""
+        used = (*self.models, *((self.base,) if self.base else ()))
+        return [model.name if model.digest is None else f"@{model.digest}" for model in used]
 
 
 class _MergekitModel(_Strict):
@@ -233,14 +227,3 @@ def _translate(name: str, counterpart: _Counterpart, parameters: dict[str, Any])
             parameters["epsilon"] = 0.0 if parameters["density"] >= 1 else 2.0 * parameters["epsilon"]
         except TypeError as error:
             raise UsageError(f"mergekit's {name} with single numbers can be followed here, not gradients") from error
-
-
-def _revision(session: Session, model: Ingredient) -> int:
-    if model.digest is None:
-        found = find_revision(session, model.name).id
-    else:
-        query = select(Revision.id).where(Revision.digest == model.digest).order_by(col(Revision.id))
-        found = session.exec(query).first()
-    if found is None:
-        raise NotFoundError(f"{model.name}, revision {str(model.digest)[:12]}, is not in this hub: ingest it first")
-    return found

@@ -7,7 +7,7 @@ not copies.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -54,7 +54,15 @@ class Copies:
         if params.confirm:
             judged = list(_read(context, [verdict for verdict in judged if verdict.kind is not Kind.NONE]))
         found = [describe(verdict, models) for verdict in judged if verdict.kind not in (Kind.NONE, Kind.SUSPECT)]
-        return Result(report={"models": len(models), "pairs": found})
+        return Result(report={"models": len(models), "pairs": found, "edges": [*_edges(found)]})
+
+
+def _edges(pairs: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    for pair in pairs:
+        if relation := RELATIONS.get(pair["verdict"]):
+            evidence = {**pair["evidence"], "text": pair["text"], "precision": pair["precision"]}
+            ends = {"child": pair["child_revision"], "parent": pair["parent_revision"]}
+            yield {**ends, "relation": relation, "score": 1.0, "evidence": evidence}
 
 
 def describe(verdict: Verdict, models: Sequence[InputModel]) -> dict[str, Any]:
@@ -76,6 +84,14 @@ def describe(verdict: Verdict, models: Sequence[InputModel]) -> dict[str, Any]:
         "evidence": dict(verdict.evidence),
     }
 
+
+RELATIONS = {
+    "exact copy": "copy",
+    "re-saved copy": "copy",
+    "renamed copy": "copy",
+    "quantized copy": "quantized",
+}
+"""Verdicts that become edges of the lineage. A part is no copy, and what is undecided is no fact."""
 
 _SENTENCES = {
     "EXACT": "{child} is {parent}: the same files",

@@ -6,7 +6,7 @@ ranks of three changed matrices where a LoRA may have been merged in.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -79,7 +79,21 @@ class Tree:
         rows |= {number: _copy_row(models, verdict) for number, verdict in copies.items()}
         apart = ((number, found) for number, found in enumerate(likeness) if number not in rows)
         rows.update([(number, _stranger(models[number], models[first], found)) for number, found in apart])
-        return Result(report={"models": [rows[number] for number in range(len(models))]})
+        found = [rows[number] for number in range(len(models))]
+        # New members may stand between two others: what was inferred of them before is no longer so.
+        return Result(report={"models": found, "edges": [*_edges(found)], "replaced": ["finetune", "merge"]})
+
+
+def _edges(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    from modelgrove_analyzers.heritage.copies import RELATIONS
+
+    relations = {**RELATIONS, "fine-tune": "finetune", "LoRA merged in": "finetune", "merge": "merge"}
+    for row in rows:
+        for parent in row["parent_revisions"] if row["verdict"] in relations else ():
+            yield {
+                "child": row["revision"], "parent": parent, "relation": relations[row["verdict"]],
+                "score": row["probability"], "evidence": {**row["evidence"], "text": row["text"]},
+            }  # fmt: skip
 
 
 def _check(models: Sequence[InputModel], params: TreeParams) -> None:

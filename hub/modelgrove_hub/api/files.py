@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import quote
 
 from fastapi import Request, Response
-from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
+from modelgrove_hub.errors import StorageError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.registry.inputs import place_of
 from modelgrove_hub.store.disk import open_regular
@@ -64,7 +64,7 @@ def file_response(
     if request.method == "HEAD":
         file.close()
         return Response(None, status, found)
-    return StreamingResponse(_chunks(file, span), status, found)
+    return _FileBody(file, span, status, found)
 
 
 def span_of(wanted: str | None, size: int) -> Span | None:
@@ -99,25 +99,32 @@ def _opened(hub: Hub, blob: Blob, model: str, path: str) -> BinaryIO:
     return open_regular(place_of(hub, model, path, blob))
 
 
-async def _chunks(file: BinaryIO, span: Span) -> AsyncIterator[bytes]:
-    loop = asyncio.get_running_loop()
-    try:
-        local = isinstance(file.fileno(), int)
-    except (OSError, AttributeError):
-        local = False
-    try:
-        if not local:
-            await loop.run_in_executor(None, file.seek, span.start)
-        offset = span.start
-        while offset < span.stop:
-            count = min(CHUNK, span.stop - offset)
-            if local:
-                chunk = await loop.run_in_executor(None, os.pread, file.fileno(), count, offset)
-            else:
-                chunk = await loop.run_in_executor(None, file.read, count)
-            if not chunk:
-                return  # shorter than it was: the client sees that bytes are missing
-            offset += len(chunk)
-            yield chunk
-    finally:
-        file.close()
+class _FileBody(Response):
+    """A part of an open file, sent as it is read. Starlette's own generator and task for it take half of the speed."""
+
+    def __init__(self, file: BinaryIO, span: Span, status: int, headers: Mapping[str, str]) -> None:
+        super().__init__(None, status, headers)
+        self._file, self._span = file, span
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send the answer; the file is closed whatever comes."""
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            sent = 0
+            while sent < len(self._span):
+                count = min(CHUNK, len(self._span) - sent)
+                chunk = self._read(self._span.start + sent, count)
+                if not chunk:
+                    raise StorageError("the file is shorter than it was")  # the client sees that bytes are missing
+                sent += len(chunk)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._file.close()
+
+    def _read(self, offset: int, count: int) -> bytes:
+        try:
+            return os.pread(self._file.fileno(), count, offset)
+        except (OSError, AttributeError):  # a file of a remote store has no descriptor
+            self._file.seek(offset)
+            return self._file.read(count)

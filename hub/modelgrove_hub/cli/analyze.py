@@ -8,7 +8,7 @@ import click
 
 from modelgrove_hub.cli.method import MethodCommand, chosen_plugin, given
 from modelgrove_hub.cli.output import json_option, print_json
-from modelgrove_hub.cli.work import do, open_hub, resolve, show_job, work_options
+from modelgrove_hub.cli.work import do, show_job, work_options
 
 
 @click.command(cls=MethodCommand, kind="analyzer", default="copies")
@@ -20,9 +20,8 @@ def analyze(
 ) -> None:
     """Report on MODELS; the report is JSON and stays with the job."""
     plugin = chosen_plugin("analyzer", method)
-    hub = open_hub()
     params = given(plugin.Params, values)
-    job = do(hub, f"analyzer.{method}", params, resolve(hub, models), wait=wait, local=local, key=key)
+    job = do(f"analyzer.{method}", params, models, wait=wait, local=local, key=key)
     if job.finished_at and not as_json:
         print_json(job.outputs.get("report", {}))
     else:

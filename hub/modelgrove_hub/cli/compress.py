@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +10,11 @@ import click
 
 from modelgrove_hub.cli.method import MethodCommand, chosen_plugin, given
 from modelgrove_hub.cli.output import dry_run_option, human_size, json_option, print_json, print_table, say
-from modelgrove_hub.cli.work import do, open_hub, resolve, show_job, work_options
+from modelgrove_hub.cli.place import ask, copy_artefacts
+from modelgrove_hub.cli.work import do, show_job, work_options
 
 if TYPE_CHECKING:
-    from modelgrove_hub.hub import Hub
-    from modelgrove_hub.tables import Job
+    from modelgrove_hub.verbs.facts import JobFacts
 
 
 @click.command(cls=MethodCommand, kind="compressor", default="rtn")
@@ -31,18 +30,15 @@ def compress(
 ) -> None:  # fmt: skip
     """Write a smaller copy of MODEL: a new model, with its lineage and what was lost."""
     plugin = chosen_plugin("compressor", method)
-    hub = open_hub()
     params = given(plugin.Params, values)
-    (revision,) = resolve(hub, [model])
     if dry_run:
-        from modelgrove_hub.planning import plan
-        from modelgrove_hub.registry.inputs import load_input
+        from modelgrove_hub.verbs.jobs import Work, plan_job
 
-        _show_plan(plan(plugin, load_input(hub, revision), params), as_json)
+        _show_plan(ask(plan_job, work=Work(plugin=f"compressor.{method}", params=params, models=[model])), as_json)
         return
     wait = wait or out is not None
-    job = do(hub, f"compressor.{method}", params, [revision], target=name, wait=wait, local=local, key=key)
-    pictures = _pictures(hub, job, out)
+    job = do(f"compressor.{method}", params, [model], target=name, wait=wait, local=local, key=key)
+    pictures = _pictures(job, out)
     if not as_json and job.finished_at is not None:
         _tell(method, job.outputs.get("report", {}), pictures)
     show_job(job, as_json=as_json)
@@ -62,7 +58,7 @@ def _show_plan(plan: Mapping[str, Any], as_json: bool) -> None:
     say(f"{plan['method']}: {_sizes(plan)}; nothing was done")
 
 
-def _tell(method: str, report: Mapping[str, Any], pictures: Mapping[str, Path]) -> None:
+def _tell(method: str, report: Mapping[str, Any], pictures: Mapping[str, str]) -> None:
     """What was lost, as far as the method reports it: strangers' plugins need not."""
     if "bytes_before" in report:
         say(f"{method}: {_sizes(report)}")
@@ -105,10 +101,9 @@ def _shape(layer: Mapping[str, Any]) -> str:
     return "×".join(map(str, layer["shape"]))
 
 
-def _pictures(hub: Hub, job: Job, out: Path | None) -> dict[str, Path]:
-    """Where the job's plots are: in the store, or copied to `out`."""
-    found = {name: hub.store.path(sha256) for name, sha256 in (job.outputs or {}).get("artefacts", {}).items()}
-    if out is None:
-        return found
-    out.mkdir(parents=True, exist_ok=True)
-    return {name: Path(shutil.copyfile(picture, out / name)) for name, picture in found.items()}
+def _pictures(job: JobFacts, out: Path | None) -> dict[str, str]:
+    """The job's plots: their names in it, or where they were copied to."""
+    names = job.outputs.get("artefacts", {})
+    if out is None or not names:
+        return dict.fromkeys(names, f"modelgrove jobs files {job.id[:8]} FOLDER")
+    return {name: str(place) for name, place in copy_artefacts(job, out).items()}

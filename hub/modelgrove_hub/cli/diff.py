@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from modelgrove_hub.cli.output import json_option, print_json, print_table
-from modelgrove_hub.cli.work import do, open_hub, resolve
+from modelgrove_hub.cli.work import at_once, do
 
 _SHOWN = 12
 
@@ -20,8 +20,7 @@ _SHOWN = 12
 @json_option
 def diff(before: str, after: str, ranks: bool, show_all: bool, as_json: bool) -> None:
     """Say what became of model BEFORE in model AFTER: two checkpoints, or two adapters."""
-    hub = open_hub()
-    job = do(hub, "analyzer.diff", {"ranks": ranks}, resolve(hub, [before, after]), local=True)
+    job = do("analyzer.diff", {"ranks": ranks}, [before, after], **at_once())
     report = job.outputs["report"]
     if as_json:
         print_json(report)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from modelgrove_hub.cli.output import json_option, print_json
-from modelgrove_hub.cli.place import ask
+from modelgrove_hub.cli.place import ask_any
 from modelgrove_hub.errors import DataError
 
 
@@ -15,7 +15,7 @@ def doctor(as_json: bool) -> None:
     """Check the hub's folder, database, store, broker, index and plugins."""
     from modelgrove_hub.verbs.system import doctor as verb
 
-    checks = ask(verb)
+    checks = ask_any(verb)
     if as_json:
         print_json([check.model_dump() for check in checks])
     else:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelgrove_hub.cli.method import MethodCommand, chosen_plugin, given
-from modelgrove_hub.cli.output import json_option, print_json, print_table, progress_bar, say
-from modelgrove_hub.cli.work import do, open_hub, show_job, work_options
+from modelgrove_hub.cli.output import json_option, print_json, print_table, say
+from modelgrove_hub.cli.place import ask
+from modelgrove_hub.cli.work import do_work, show_job, work_options
 
 if TYPE_CHECKING:
-    from modelgrove_hub.hub import Hub
     from modelgrove_hub.search.embedding import Embedded
 
 
@@ -34,24 +34,19 @@ def fit(
     tree: str, kind: str | None, method: str, wait: bool, local: bool, key: str | None, as_json: bool, **values: Any
 ) -> None:
     """Fit an expert on the documented models of TREE, then place all its models with it."""
-    from modelgrove_hub.registry.routing import route as look_at
-    from modelgrove_hub.search.embedding import embed_missing
-    from modelgrove_hub.search.experts import training_inputs
+    from modelgrove_hub.verbs.experts import Fit, plan_fit
+    from modelgrove_hub.verbs.experts import embed as place_all
 
-    plugin = chosen_plugin("embedder", method)
-    hub = open_hub()
-    look_at(hub)  # an expert must not learn from the models of two trees
-    with hub.reading() as session:
-        inputs = training_inputs(session, tree, kind)
-    params = given(plugin.Params, values)
-    job = do(hub, f"embedder.{method}", params, inputs, target=tree, wait=wait, local=local, key=key)
+    params = given(chosen_plugin("embedder", method).Params, values)
+    plan = ask(plan_fit, fit=Fit(tree=tree, kind=kind, method=method, params=params, key=key))
+    job = do_work(plan, wait=wait, local=local)
     if job.finished_at is None:
         show_job(job, as_json=as_json)
         say("When it is done: modelgrove expert embed")
         return
-    done = embed_missing(hub, tree)
+    done = ask(place_all, tree=tree)
     if as_json:
-        print_json({**job.model_dump(exclude={"log"}), "embedded": asdict(done)})
+        print_json({**job.model_dump(), "embedded": asdict(done)})
         return
     for name, value in job.outputs["report"].get("metrics", {}).items():
         click.echo(f"{name}: {value}")
@@ -63,14 +58,9 @@ def fit(
 @json_option
 def embed(tree: str | None, as_json: bool) -> None:
     """Place all models that have no vector yet, by weights and by card."""
-    from modelgrove_hub.search.embedding import embed_missing
+    from modelgrove_hub.verbs.experts import embed as place_all
 
-    hub = open_hub()
-    update, close = progress_bar("embed")
-    try:
-        done = embed_missing(hub, tree, update)
-    finally:
-        close()
+    done = ask(place_all, tree=tree)
     if as_json:
         print_json(asdict(done))
     else:
@@ -82,14 +72,9 @@ def embed(tree: str | None, as_json: bool) -> None:
 @json_option
 def route(family: str | None, as_json: bool) -> None:
     """Decide again which tree every model belongs to, from its weights."""
-    from modelgrove_hub.registry.routing import route as decide
+    from modelgrove_hub.verbs.experts import route as decide
 
-    hub = open_hub()
-    update, close = progress_bar("route")
-    try:
-        done = decide(hub, family, again=True, progress=update)
-    finally:
-        close()
+    done = ask(decide, family=family)
     if as_json:
         print_json(asdict(done))
         return
@@ -108,10 +93,10 @@ def route(family: str | None, as_json: bool) -> None:
 @json_option
 def list_experts(as_json: bool) -> None:
     """List the trees, their newest experts and how many models wait for a vector."""
-    from modelgrove_hub.search.groups import fits_none
+    from modelgrove_hub.verbs.experts import list_experts as verb
 
-    hub = open_hub()
-    rows = _groups(hub)
+    found = ask(verb)
+    rows = [group.model_dump() for group in found.groups]
     if as_json:
         print_json(rows)
         return
@@ -124,32 +109,8 @@ def list_experts(as_json: bool) -> None:
         ),
         empty="No adapters here. Next: modelgrove ingest PATH",
     )  # fmt: skip
-    with hub.reading() as session:
-        for family, count in fits_none(session).items():
-            say(f"{count} adapters of family {family} fit no known tree: `modelgrove show` says why.")
-
-
-def _groups(hub: Hub) -> list[dict[str, Any]]:
-    from modelgrove_hub.search.embedding import not_embedded
-    from modelgrove_hub.search.experts import newest_experts
-    from modelgrove_hub.search.groups import groups
-
-    with hub.reading() as session:
-        counts, experts, missing = groups(session), newest_experts(session), not_embedded(session)
-    return [
-        {
-            "tree": group.tree,
-            "kind": group.kind,
-            "models": counts.get(group, 0),
-            "not_embedded": missing.get(group, 0),
-            "expert": f"{found.encoder} v{found.version}" if found else None,
-            "created_at": found.created_at if found else None,
-            "metrics": found.metrics if found else {},
-            "calibration": {name: it for name, it in found.calibration.items() if name != "centre"} if found else {},
-        }
-        for group in sorted({*counts, *experts})
-        for found in (experts.get(group),)
-    ]
+    for family, count in found.outside.items():
+        say(f"{count} adapters of family {family} fit no known tree: `modelgrove show` says why.")
 
 
 def _tell(done: Embedded) -> None:

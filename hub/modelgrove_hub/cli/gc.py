@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import click
 
 from modelgrove_hub.cli.output import dry_run_option, human_size, json_option, print_json, say
-from modelgrove_hub.cli.work import open_hub
+from modelgrove_hub.cli.place import ask
 
 
 @click.command()
@@ -19,19 +17,16 @@ def gc(dry_run: bool, as_json: bool) -> None:
     Files younger than the grace time (MODELGROVE_GC_GRACE_SECONDS) are kept, as are all files
     that are referenced where they lie. What killed processes left half-written goes too.
     """
-    from modelgrove_hub.store.gc import collect
+    from modelgrove_hub.verbs.system import gc as verb
 
-    found = collect(open_hub(), dry_run=dry_run)
-    size = sum(item.size for item in found.garbage if item.stored)
+    found = ask(verb, dry_run=dry_run)
     if as_json:
-        blobs, folders = [asdict(item) for item in found.garbage], [str(folder) for folder in found.folders]
-        facts = {"blobs": blobs, "bytes": size, "folders": folders, "half_written_files": found.drafts}
-        print_json({**facts, "removed": not dry_run})
+        print_json(found.model_dump())
         return
-    for item in found.garbage:
+    for item in found.blobs:
         click.echo(f"{item.sha256}  {human_size(item.size) if item.stored else 'row only'}")
     for folder in found.folders:
         click.echo(f"{folder}  left by a job that died")
-    if found.drafts:
-        click.echo(f"{found.drafts} half-written files in the blob store")
-    say(f"{'Would free' if dry_run else 'Freed'} {human_size(size)} in {len(found.garbage)} blobs.")
+    if found.half_written_files:
+        click.echo(f"{found.half_written_files} half-written files in the blob store")
+    say(f"{'Would free' if dry_run else 'Freed'} {human_size(found.bytes)} in {len(found.blobs)} blobs.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from modelgrove_hub.cli.output import dry_run_option, json_option, print_json, say
+from modelgrove_hub.cli.place import hub_url
 from modelgrove_hub.cli.work import open_hub
-from modelgrove_hub.errors import DataError
+from modelgrove_hub.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from modelgrove_hub.ingest.pipeline import Ingested
@@ -39,10 +41,9 @@ _MODES = click.Choice(["reference", "hardlink", "copy"])
 def ingest(
     paths: tuple[Path, ...], mode: Any, workers: int, convert_pickles: bool, dry_run: bool, as_json: bool
 ) -> None:
-    """Register every model under PATHS; running it again only reads what changed."""
+    """Register every model under PATHS; running it again only reads what changed. With --hub they are uploaded."""
     from modelgrove_hub.formats.texts import one_line
     from modelgrove_hub.ingest.discover import discover
-    from modelgrove_hub.ingest.pipeline import ingest as run
 
     if dry_run:
         found = [item for path in paths for item in discover(path)]
@@ -58,8 +59,7 @@ def ingest(
                 click.echo(one_line(f"{model.name}  {model.root}"))
         return
     results = []
-    hub = open_hub()
-    for item in run(hub, paths, mode, workers, convert_pickles=convert_pickles or hub.settings.convert_pickles):
+    for item in _ingested(paths, mode, workers, convert_pickles):
         results.append(item)
         if not as_json:
             click.echo(_line(item))
@@ -70,6 +70,21 @@ def ingest(
     say(f"{counts['new']} new, {counts['known']} known, {counts['refused']} refused{rest}")
     if results and counts["refused"] == len(results):
         raise DataError(f"nothing could be registered: all {len(results)} models were refused")
+
+
+def _ingested(paths: tuple[Path, ...], mode: Any, workers: int, convert_pickles: bool) -> Iterator[Ingested]:
+    """What becomes of each model: registered here, or uploaded to the hub that was named."""
+    from modelgrove_hub.ingest.pipeline import ingest as run
+
+    if not hub_url():
+        hub = open_hub()
+        yield from run(hub, paths, mode, workers, convert_pickles=convert_pickles or hub.settings.convert_pickles)
+        return
+    from modelgrove_hub.cli.upload import upload
+
+    if convert_pickles:
+        raise UsageError("--convert-pickles works where the models are registered: set it where the hub is")
+    yield from upload(paths)
 
 
 def _line(item: Ingested) -> str:

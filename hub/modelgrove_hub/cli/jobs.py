@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from modelgrove_hub.cli.output import json_option, print_facts, print_json, print_table, say
-from modelgrove_hub.cli.place import ask
+from modelgrove_hub.cli.place import ask, copy_artefacts
 from modelgrove_hub.cli.work import follow, show_job
 
 
@@ -68,6 +70,24 @@ def show(job: str, as_json: bool) -> None:
 def wait(job: str, as_json: bool) -> None:
     """Show JOB's progress until it ends."""
     show_job(follow(job), as_json=as_json)
+
+
+@jobs.command()
+@click.argument("job")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@json_option
+def files(job: str, folder: Path, as_json: bool) -> None:
+    """Copy the plots and pictures that JOB left into FOLDER."""
+    from modelgrove_hub.verbs.jobs import show_job as verb
+
+    copied = copy_artefacts(ask(verb, job=job), folder)
+    if as_json:
+        print_json({name: str(place) for name, place in copied.items()})
+        return
+    for place in copied.values():
+        click.echo(place)
+    if not copied:
+        say("It left no files.")
 
 
 @jobs.command()

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from modelgrove_hub.cli.output import json_option, print_facts, print_json, print_table, say
-from modelgrove_hub.cli.work import open_hub
+from modelgrove_hub.cli.place import ask
 
 if TYPE_CHECKING:
-    from modelgrove_hub.hub import Hub
-    from modelgrove_hub.keys import CommittedKey
+    from modelgrove_hub.verbs.keys import KeyFacts
 
 _DEFAULT_BITS = 128
 
@@ -30,12 +28,9 @@ def key() -> None:
 @json_option
 def new(name: str, bits: int, as_json: bool) -> None:
     """Draw a secret, and commit to it in the event log."""
-    from modelgrove_hub.keys import new_key
+    from modelgrove_hub.verbs.keys import NewKey, new_key
 
-    hub = open_hub()
-    with hub.transaction() as session:
-        made = new_key(session, hub.settings, name, bits)
-    _show(hub, made, as_json)
+    _show(ask(new_key, wanted=NewKey(name=name, bits=bits)), as_json)
     if not as_json:
         say("Keep a copy of the file: without it no mark can be shown. Publish the commitment, and it proves the date.")
 
@@ -44,11 +39,9 @@ def new(name: str, bits: int, as_json: bool) -> None:
 @json_option
 def list_all(as_json: bool) -> None:
     """List keys, oldest first."""
-    from modelgrove_hub.keys import list_keys
+    from modelgrove_hub.verbs.keys import list_keys
 
-    hub = open_hub()
-    with hub.reading() as session:
-        rows = [_facts(hub, found) for found in list_keys(session)]
+    rows = [found.model_dump() for found in ask(list_keys)]
     if as_json:
         print_json(rows)
         return
@@ -64,16 +57,13 @@ def list_all(as_json: bool) -> None:
 @json_option
 def show(name: str, as_json: bool) -> None:
     """Show a key's commitment, when it was made, and where its secret lies; never the secret."""
-    from modelgrove_hub.keys import find_key
+    from modelgrove_hub.verbs.keys import show_key
 
-    hub = open_hub()
-    with hub.reading() as session:
-        found = find_key(session, name)
-    _show(hub, found, as_json)
+    _show(ask(show_key, key=name), as_json)
 
 
-def _show(hub: Hub, found: CommittedKey, as_json: bool) -> None:
-    facts = _facts(hub, found)
+def _show(found: KeyFacts, as_json: bool) -> None:
+    facts = found.model_dump()
     if as_json:
         print_json(facts)
         return
@@ -83,13 +73,6 @@ def _show(hub: Hub, found: CommittedKey, as_json: bool) -> None:
             ("committed", facts["committed_at"]), ("event", facts["event"]), ("secret", _where(facts)),
         ]
     )  # fmt: skip
-
-
-def _facts(hub: Hub, found: CommittedKey) -> dict[str, Any]:
-    from modelgrove_hub.keys import secret_file
-
-    place = secret_file(hub.settings, found.id)
-    return {**asdict(found), "secret_file": str(place), "here": place.is_file()}
 
 
 def _where(facts: dict[str, Any]) -> str:

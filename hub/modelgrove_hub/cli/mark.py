@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from modelgrove_hub.cli.method import MethodCommand, chosen_plugin, given
 from modelgrove_hub.cli.output import json_option, say
-from modelgrove_hub.cli.work import do, open_hub, place_options, resolve, show_job
-
-if TYPE_CHECKING:
-    from modelgrove_hub.hub import Hub
+from modelgrove_hub.cli.place import ask
+from modelgrove_hub.cli.work import do, place_options, show_job
 
 
 @click.command(cls=MethodCommand, kind="editor", default="weight-mark")
@@ -25,10 +23,9 @@ def mark(
     model: str, method: str, key: str, name: str | None, wait: bool, local: bool, as_json: bool, **values: Any
 ) -> None:
     """Write a copy of MODEL that holds the mark of a key."""
-    hub = open_hub()
-    params = given(chosen_plugin("editor", method).Params, values) | {"key": _commitment(hub, key)}
-    inputs = resolve(hub, [model])
-    job = do(hub, f"editor.{method}", params, inputs, target=name, wait=wait, local=local)
+    params = given(chosen_plugin("editor", method).Params, values) | {"key": _commitment(key)}
+    inputs = [model]
+    job = do(f"editor.{method}", params, inputs, target=name, wait=wait, local=local)
     if not as_json and job.finished_at is not None:
         _tell_mark(job.outputs.get("report", {}))
     show_job(job, as_json=as_json)
@@ -44,11 +41,10 @@ def verify(
     model: str, method: str, key: str, reference: str | None, wait: bool, local: bool, as_json: bool, **values: Any
 ) -> None:
     """Look for the mark of a key in MODEL: an exact test. Finding nothing is no evidence that nothing is there."""
-    hub = open_hub()
-    params = given(chosen_plugin("verifier", method).Params, values) | {"key": _commitment(hub, key)}
+    params = given(chosen_plugin("verifier", method).Params, values) | {"key": _commitment(key)}
     params |= {"reference": True} if reference else {}
-    inputs = resolve(hub, [model, *([reference] if reference else [])])
-    job = do(hub, f"verifier.{method}", params, inputs, wait=wait, local=local)
+    inputs = [model, *([reference] if reference else [])]
+    job = do(f"verifier.{method}", params, inputs, wait=wait, local=local)
     if not as_json and job.finished_at is not None:
         _tell_verdict(job.outputs.get("report", {}))
     else:
@@ -65,21 +61,19 @@ def attack(
     models: tuple[str, ...], key: str | None, name: str | None, wait: bool, local: bool, as_json: bool, **values: Any
 ) -> None:
     """Write a copy of MODEL whose weights were attacked, to see which marks survive it."""
-    hub = open_hub()
     params = given(chosen_plugin("editor", "attack").Params, values)
-    params |= {"key": _commitment(hub, key)} if key else {}
-    job = do(hub, "editor.attack", params, resolve(hub, models), target=name, wait=wait, local=local)
+    params |= {"key": _commitment(key)} if key else {}
+    job = do("editor.attack", params, models, target=name, wait=wait, local=local)
     if not as_json and job.finished_at is not None:
         report = job.outputs.get("report", {})
         say(f"{report.get('attack')}: the weights moved by {report.get('change', 0):.2%} of their norm")
     show_job(job, as_json=as_json)
 
 
-def _commitment(hub: Hub, name: str) -> str:
-    from modelgrove_hub.keys import find_key
+def _commitment(name: str) -> str:
+    from modelgrove_hub.verbs.keys import show_key
 
-    with hub.reading() as session:
-        return find_key(session, name).id
+    return ask(show_key, key=name).id
 
 
 def _tell_mark(report: Mapping[str, Any]) -> None:

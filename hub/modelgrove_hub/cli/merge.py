@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from modelgrove_hub.cli.method import MethodCommand, chosen_plugin, given
 from modelgrove_hub.cli.output import json_option, print_json, print_table, say
-from modelgrove_hub.cli.work import do, open_hub, resolve, show_job, work_options
+from modelgrove_hub.cli.place import ask
+from modelgrove_hub.cli.work import do, show_job, work_options
 from modelgrove_hub.errors import UsageError
-
-if TYPE_CHECKING:
-    from modelgrove_hub.hub import Hub
-    from modelgrove_hub.recipes import Recipe
 
 
 @click.command(cls=MethodCommand, kind="merger", default="orthogonal")
@@ -37,24 +34,23 @@ def merge(
     wait: bool, local: bool, key: str | None, as_json: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Join MODELs into one new model; the report says how much they interfere."""
-    hub = open_hub()
     if recipe is not None:
         if models or base or plan:
             raise UsageError("a recipe says what is merged: give it alone")
-        method, params, inputs = _followed(hub, recipe)
+        method, params, inputs = _followed(recipe)
     else:
         names, weights = _weighted(models)
         if weights and values.get("weights"):
             raise UsageError("weights are given either as MODEL:WEIGHT or by --weights, not both")
-        inputs = resolve(hub, [*names, *([base] if base else [])])
+        inputs = [*names, *([base] if base else [])]
         if plan:
             wanted = {"weights": weights or list(values.get("weights") or ()), "base": base is not None}
-            _plan(hub, inputs, wanted, wait=wait, local=local, key=key, as_json=as_json)
+            _plan(inputs, wanted, wait=wait, local=local, key=key, as_json=as_json)
             return
         params = given(chosen_plugin("merger", method).Params, values)
         params |= {"weights": weights} if weights else {}
         params |= {"base": True} if base else {}
-    job = do(hub, f"merger.{method}", params, inputs, target=name, wait=wait, local=local, key=key)
+    job = do(f"merger.{method}", params, inputs, target=name, wait=wait, local=local, key=key)
     if not as_json and job.finished_at is not None:
         _tell(job.outputs.get("report", {}))
     show_job(job, as_json=as_json)
@@ -65,12 +61,9 @@ def merge(
 @json_option
 def recipe(model: str, as_json: bool) -> None:
     """Show how MODEL was merged, as `modelgrove merge --recipe` reads it."""
-    from modelgrove_hub.recipes import recipe_of
-    from modelgrove_hub.registry.inputs import load_input
+    from modelgrove_hub.verbs.models import show_recipe
 
-    hub = open_hub()
-    source = load_input(hub, resolve(hub, [model])[0])
-    found = recipe_of(source.metadata(), source.name)
+    found = ask(show_recipe, model=model)
     if as_json:
         print_json(found.model_dump(mode="json", exclude_none=True))
     else:
@@ -94,19 +87,18 @@ def _weighted(models: Sequence[str]) -> tuple[list[str], list[float]]:
     return names, weights if some else []
 
 
-def _followed(hub: Hub, path: Path) -> tuple[str, dict[str, Any], list[int]]:
+def _followed(path: Path) -> tuple[str, dict[str, Any], list[str]]:
     from modelgrove_hub.recipes import read_recipe
 
-    recipe: Recipe = read_recipe(path)
-    with hub.reading() as session:
-        return recipe.method, recipe.params(), recipe.inputs(session)
+    recipe = read_recipe(path)
+    return recipe.method, recipe.params(), recipe.inputs()
 
 
 def _plan(
-    hub: Hub, inputs: Sequence[int], params: Mapping[str, Any], *, wait: bool, local: bool, key: str | None,
+    inputs: Sequence[str], params: Mapping[str, Any], *, wait: bool, local: bool, key: str | None,
     as_json: bool,
 ) -> None:  # fmt: skip
-    job = do(hub, "analyzer.crosstalk", params, inputs, wait=wait, local=local, key=key)
+    job = do("analyzer.crosstalk", params, inputs, wait=wait, local=local, key=key)
     if not as_json and job.finished_at is not None:
         _tell(job.outputs["report"])
         _show_pairs(job.outputs["report"])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, get_type_hints
 from urllib.parse import quote
 
@@ -22,10 +24,13 @@ from modelgrove_hub.errors import (
 if TYPE_CHECKING:
     import httpx2
 
+    from modelgrove_hub.verbs.facts import JobFacts
+
 HUB, TOKEN = "MODELGROVE_HUB", "MODELGROVE_TOKEN"
 P = ParamSpec("P")
 R = TypeVar("R")
 _SECONDS = 600.0
+_CHUNK = 1 << 20
 _ERRORS: dict[int, type[ModelgroveError]] = {
     401: UsageError, 403: UsageError, 404: NotFoundError, 409: ConflictError, 422: UsageError, 502: PluginError,
 }  # fmt: skip
@@ -41,9 +46,20 @@ def ask(verb: Callable[..., R], **arguments: Any) -> R:
 
     Raises:
         ModelgroveError: as the verb raises it, from there too.
-        StorageError: nobody answers at the URL.
+        StorageError: nobody answers at the URL, or the database here is not as this version needs it.
     """
     return _asked(verb, arguments) if hub_url() else verb(open_hub(), **arguments)
+
+
+def ask_any(verb: Callable[..., R], **arguments: Any) -> R:
+    """The same of a verb that a hub without a database answers too.
+
+    Raises:
+        ModelgroveError, StorageError: as `ask`.
+    """
+    from modelgrove_hub.hub import Hub
+
+    return _asked(verb, arguments) if hub_url() else verb(Hub.open(), **arguments)
 
 
 def only_here(what: str) -> None:
@@ -72,6 +88,49 @@ def request(method: str, path: str, **kwargs: Any) -> httpx2.Response:
     if answer.is_error:
         raise _error(answer)
     return answer
+
+
+def copy_artefacts(job: JobFacts, folder: Path) -> dict[str, Path]:
+    """The files that a job left, copied into a folder: where each is now."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: copy_artefact(job, name, folder / name) for name in job.outputs.get("artefacts", {})}
+
+
+def copy_artefact(job: JobFacts, name: str, target: Path) -> Path:
+    """One file that a job left, copied to `target`.
+
+    Raises:
+        NotFoundError: the job left no such file.
+        StorageError: the hub over there does not answer.
+    """
+    sha256 = job.outputs.get("artefacts", {}).get(name)
+    if sha256 is None:
+        raise NotFoundError(f"job {job.id} ({job.plugin}) left no {name}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not hub_url():
+        return Path(shutil.copyfile(open_hub().store.path(sha256), target))
+    return download(f"/api/v1/jobs/{job.id}/files/{quote(name)}", target)
+
+
+def download(path: str, target: Path) -> Path:
+    """What the hub over there has at a path, streamed into `target`.
+
+    Raises:
+        ModelgroveError: the hub says no.
+        StorageError: nobody answers, or not all of it came.
+    """
+    import httpx2
+
+    try:
+        with _client().stream("GET", f"{hub_url()}{path}") as answer, target.open("wb") as out:
+            if answer.is_error:
+                answer.read()
+                raise _error(answer)
+            for chunk in answer.iter_bytes(_CHUNK):
+                out.write(chunk)
+    except httpx2.HTTPError as error:
+        raise StorageError(f"{hub_url()}{path}: {error}") from error
+    return target
 
 
 def _asked(function: Callable[..., R], arguments: dict[str, Any]) -> R:

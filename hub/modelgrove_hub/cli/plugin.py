@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from modelgrove_hub.cli.output import json_option, print_facts, print_json, print_table, say
-from modelgrove_hub.cli.place import ask
+from modelgrove_hub.cli.place import ask_any
 from modelgrove_hub.errors import PluginError
 
 _LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -26,7 +26,7 @@ def list_(as_json: bool) -> None:
     """List installed plugins, the broken ones too."""
     from modelgrove_hub.verbs.plugins import list_plugins
 
-    found = ask(list_plugins)
+    found = ask_any(list_plugins)
     if as_json:
         print_json([plugin.model_dump() for plugin in found])
         return
@@ -44,7 +44,7 @@ def show(name: str, as_json: bool) -> None:
     """Show what plugin NAME does and its parameters."""
     from modelgrove_hub.verbs.plugins import show_plugin
 
-    found = ask(show_plugin, plugin=name)
+    found = ask_any(show_plugin, plugin=name)
     schema = found.params
     if as_json:
         print_json(found.model_dump())

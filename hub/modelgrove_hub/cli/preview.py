@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from modelgrove_hub.cli.method import MethodCommand, given
+from modelgrove_hub.cli.method import MethodCommand, chosen_plugin, given
 from modelgrove_hub.cli.output import json_option, print_json, say
-from modelgrove_hub.cli.work import do, open_hub, show_job, work_options
-from modelgrove_hub.errors import PluginError, UsageError
+from modelgrove_hub.cli.place import ask, copy_artefact, hub_url
+from modelgrove_hub.cli.work import do_work, show_job, work_options
+from modelgrove_hub.errors import UsageError
 
 if TYPE_CHECKING:
-    from modelgrove_hub.hub import Hub
-    from modelgrove_hub.tables import Job, Revision
+    from modelgrove_hub.verbs.facts import JobFacts
 
 _PICTURE = "preview.png"
 
@@ -36,22 +37,21 @@ def preview(
     The same preview is painted once; asked for again, the same picture comes from the cache.
     """
     from modelgrove_hub import previews
-    from modelgrove_hub.plugins import check_params, get_plugin
+    from modelgrove_hub.settings import settings
+    from modelgrove_hub.verbs.previews import Painting, Worn, plan_preview
 
-    plugin, hub = get_plugin(f"previewer.{method}"), open_hub()
-    revisions, weights = _chosen(hub, model, [_lora(text) for text in lora_weights])
-    chosen = {**given(plugin.Params, values), **({"lora_weights": weights} if weights else {})}
-    params = check_params(plugin, chosen).model_dump(mode="json")
-    name = previews.preview_key(f"previewer.{method}", params, [revision.digest for revision in revisions])
-    picture, job = previews.get(hub.settings, name), None
+    loras = [Worn(model=ref, weight=weight) for ref, weight in map(_lora, lora_weights)]
+    params = given(chosen_plugin("previewer", method).Params, values)
+    plan = ask(plan_preview, painting=Painting(model=model, params=params, loras=loras, method=method, key=key))
+    picture, job = None if hub_url() else previews.get(settings(), plan.name), None
     if picture is None:
-        ids = [revision.id for revision in revisions if revision.id is not None]
-        key = key or previews.job_key(name, ids)
-        job = do(hub, f"previewer.{method}", params, ids, wait=wait or out is not None, local=local, key=key)
+        job = do_work(plan.work, wait=wait or out is not None, local=local)
         if job.finished_at is None:
             show_job(job, as_json=as_json)
             return
-        picture = previews.put(hub.settings, name, _artefact(hub, job))
+        with TemporaryDirectory() as folder:
+            painted = copy_artefact(job, _PICTURE, Path(folder) / _PICTURE)
+            picture = previews.put(settings(), plan.name, painted)
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         picture = Path(shutil.copyfile(picture, out))
@@ -69,29 +69,7 @@ def _lora(text: str) -> tuple[str, float]:
         raise UsageError(f"--lora {text}: {weight!r} is no weight; write REF or REF:0.8") from error
 
 
-def _chosen(hub: Hub, model: str, loras: list[tuple[str, float]]) -> tuple[list[Revision], list[float]]:
-    """The base and the adapters to load, and the adapters' weights. An adapter as MODEL brings its base."""
-    from modelgrove_hub.previews import find_base
-    from modelgrove_hub.registry.models import find, find_revision
-    from modelgrove_hub.tables import ModelKind
-
-    with hub.reading() as session:
-        row = find(session, model)
-        if row.kind == ModelKind.ADAPTER:
-            base, loras = find_base(session, row), [(model, 1.0), *loras]
-        else:
-            base = find_revision(session, model)
-        return [base, *(find_revision(session, ref) for ref, _ in loras)], [weight for _, weight in loras]
-
-
-def _artefact(hub: Hub, job: Job) -> Path:
-    sha256 = job.outputs.get("artefacts", {}).get(_PICTURE)
-    if sha256 is None:
-        raise PluginError(f"job {job.id} ({job.plugin}) left no {_PICTURE}")
-    return hub.store.path(sha256)
-
-
-def _tell(picture: Path, job: Job | None, as_json: bool) -> None:
+def _tell(picture: Path, job: JobFacts | None, as_json: bool) -> None:
     adapters = job.outputs.get("report", {}).get("adapters", []) if job else []
     if as_json:
         print_json(

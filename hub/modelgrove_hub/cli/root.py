@@ -14,10 +14,12 @@ from importlib.metadata import EntryPoint, version
 import click
 
 from modelgrove_hub.entries import distribution_of, usable
-from modelgrove_hub.errors import ModelgroveError, PluginError
+from modelgrove_hub.errors import ModelgroveError, PluginError, UsageError
 
 GROUP = "modelgrove.commands"
 INTERRUPTED = 130
+_HERE = frozenset({"basis", "db", "demo", "init", "serve", "sign", "up", "worker"})
+"""Commands about this machine, its files and its keys: no other hub answers them."""
 
 
 class Commands(click.Group):
@@ -67,7 +69,8 @@ def _broken(entry: EntryPoint, error: Exception) -> click.Command:
 @click.option("--hub", "url", metavar="URL", help="Ask the hub served there, not this machine's (MODELGROVE_HUB).")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 @click.version_option(version("modelgrove"), prog_name="modelgrove")
-def modelgrove(home: str | None, url: str | None, debug: bool) -> None:
+@click.pass_context
+def modelgrove(context: click.Context, home: str | None, url: str | None, debug: bool) -> None:
     """A self-hosted model hub that understands weights."""
     if home:
         from modelgrove_hub.settings import settings
@@ -76,6 +79,9 @@ def modelgrove(home: str | None, url: str | None, debug: bool) -> None:
         settings.cache_clear()
     if url:
         os.environ["MODELGROVE_HUB"] = url
+    if context.invoked_subcommand in _HERE and (there := os.environ.get("MODELGROVE_HUB")):
+        what = f"`modelgrove {context.invoked_subcommand}` works on this machine"
+        raise UsageError(f"{what}: leave out --hub (MODELGROVE_HUB), or run it where {there} is")
     if debug:
         os.environ["MODELGROVE_DEBUG"] = "1"
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from modelgrove_hub.cli.output import say
-from modelgrove_hub.cli.place import only_here
 from modelgrove_hub.cli.work import open_hub
 
 if TYPE_CHECKING:
@@ -42,7 +41,6 @@ def serve(**options: Any) -> None:
 
     On loopback everybody who reaches it may do everything; on any other address it demands tokens.
     """
-    only_here("`modelgrove serve`")
     from modelgrove_hub.api import server
 
     hub = open_hub()

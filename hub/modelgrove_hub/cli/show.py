@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from modelgrove_hub.cli.output import human_size, json_option, print_facts, print_json, say
-from modelgrove_hub.cli.work import open_hub
+from modelgrove_hub.cli.place import ask
 
 if TYPE_CHECKING:
-    from modelgrove_hub.hub import Hub
-    from modelgrove_hub.tables import Model
+    from modelgrove_hub.verbs.facts import ModelDetail
+    from modelgrove_hub.verbs.models import Document
 
 _CARD_LINES = 12
 _TARGETS = 8
@@ -26,75 +26,54 @@ _TARGETS = 8
 @json_option
 def show(model: str, provenance: bool, as_json: bool) -> None:
     """Show what MODEL is, why we think so, its files and its family."""
-    from modelgrove_hub.registry.attestations import attestations_of
-    from modelgrove_hub.registry.lineage import children, parents
-    from modelgrove_hub.registry.models import files_of, find, find_revision
-    from modelgrove_hub.search.query import looks_like
-    from modelgrove_hub.tables import AttestationKind
+    from modelgrove_hub.verbs.models import list_documents, show_model
 
-    hub = open_hub()
-    with hub.reading() as session:
-        row, revision = find(session, model), find_revision(session, model)
-        files = files_of(session, revision)
-        up = [link.describe() for link in parents(session, revision)]
-        down = [link.describe() for link in children(session, revision)]
-        attested = {str(kind): attestations_of(session, revision.id or 0, kind) for kind in AttestationKind}
     if provenance:
-        _print_documents(hub, attested[AttestationKind.PROVENANCE])
+        _print_documents(ask(list_documents, model=model))
         return
-    looks = looks_like(hub, revision.id)
-    facts = {
-        **row.model_dump(),
-        "looks_like": looks,
-        "revision": revision.model_dump(),
-        "files": files,
-        "parents": up,
-        "children": down,
-        "attestations": attested,
-    }
+    found = ask(show_model, model=model)
     if as_json:
-        print_json(facts)
+        print_json(found.model_dump())
         return
-    summary = revision.summary
+    summary = found.content.summary
     print_facts(
         [
-            ("name", row.name),
-            ("kind", " ".join(filter(None, (row.kind, row.adapter_type)))),
-            ("family", " ".join(filter(None, (row.family, summary.get("variant"))))),
+            ("name", found.name),
+            ("kind", " ".join(filter(None, (found.kind, found.adapter_type)))),
+            ("family", " ".join(filter(None, (found.family, summary.get("variant"))))),
             *_looks(summary),
-            ("trust", row.trust),
-            ("base", row.declared_base or ", ".join(summary.get("base_candidates", []))),
-            ("tree", _tree(row)),
-            ("looks like", looks),
-            ("licence", row.licence),
-            ("tags", row.tags),
-            ("size", human_size(revision.size)),
-            ("parameters", f"{revision.parameters:,}"),
-            ("revision", revision.digest[:12]),
-            ("parents", up),
-            ("children", down),
-            *((kind, [sha256[:12] for sha256 in found]) for kind, found in attested.items()),
+            ("trust", found.trust),
+            ("base", found.declared_base or ", ".join(summary.get("base_candidates", []))),
+            ("tree", _tree(found)),
+            ("looks like", found.looks_like),
+            ("licence", found.licence),
+            ("tags", found.tags),
+            ("size", human_size(found.size)),
+            ("parameters", f"{found.parameters:,}"),
+            ("revision", found.revision[:12]),
+            ("parents", [link.text for link in found.parents]),
+            ("children", [link.text for link in found.children]),
+            *((kind, [sha256[:12] for sha256 in documents]) for kind, documents in found.attestations.items()),
             *(("" if number else "why", reason) for number, reason in enumerate(summary.get("reasons", []))),
         ]
     )
-    for file in files:
-        click.echo(f"  {file['path']}  {human_size(file['size'])}  {file['sha256'][:12]}")
-    if row.card:
-        lines = row.card.splitlines()
+    for file in found.files:
+        click.echo(f"  {file.path}  {human_size(file.size)}  {file.sha256[:12]}")
+    if found.card:
+        lines = found.card.splitlines()
         click.echo("\n" + "\n".join(lines[:_CARD_LINES]))
         if len(lines) > _CARD_LINES:
-            click.echo(f"… {len(lines) - _CARD_LINES} more lines of its card: modelgrove show {row.name} --json")
+            click.echo(f"… {len(lines) - _CARD_LINES} more lines of its card: modelgrove show {found.name} --json")
 
 
-def _print_documents(hub: Hub, found: list[str]) -> None:
-    for sha256 in found:
-        with hub.store.open(sha256) as file:
-            click.echo(file.read())
-    if not found:
+def _print_documents(documents: Sequence[Document]) -> None:
+    for document in documents:
+        click.echo(document.text)
+    if not documents:
         say("No job of this hub made it.")
 
 
-def _tree(model: Model) -> str:
+def _tree(model: ModelDetail) -> str:
     """The tree and why, and whether the weights bear out the declared base."""
     reason = model.tree_reason or {}
     said = f"{model.tree or 'none'}: {reason['said']}" if "said" in reason else model.tree or ""

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from modelgrove_hub.cli.output import json_option, print_json, say
+from modelgrove_hub.cli.place import only_here
 from modelgrove_hub.cli.work import open_hub, resolve
 from modelgrove_hub.errors import DataError, UsageError
 
@@ -23,7 +24,7 @@ def sign(model: str, key: Path, as_json: bool) -> None:
     from modelgrove_hub.signing import sign_revision
 
     hub = open_hub()
-    signature = sign_revision(hub, resolve(hub, [model])[0], key)
+    signature = sign_revision(hub, resolve(hub, model), key)
     if as_json:
         print_json({"model": model, "signature": signature})
     else:
@@ -50,8 +51,9 @@ def check_signature(model: str | None, folder: Path | None, key: Path, signature
         check(folder, read_signature(place), key)
         results = [Checked(str(place), "")]
     else:
+        only_here("`modelgrove check-signature MODEL`")
         hub = open_hub()
-        results = check_revision(hub, resolve(hub, [str(model)])[0], key, signature)
+        results = check_revision(hub, resolve(hub, str(model)), key, signature)
     holds = [result for result in results if not result.reason]
     if as_json:
         print_json([asdict(result) for result in results])

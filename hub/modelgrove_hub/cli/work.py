@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 import click
 
@@ -15,12 +15,21 @@ from modelgrove_hub.errors import JobFailedError
 
 if TYPE_CHECKING:
     from modelgrove_hub.hub import Hub
-    from modelgrove_hub.tables import Job
     from modelgrove_hub.verbs.facts import JobFacts
+    from modelgrove_hub.verbs.jobs import Work
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 _POLL = 0.2
+
+
+class AtOnce(TypedDict):
+    """Where a job is run, for `do`."""
+
+    local: bool
+    wait: bool
+
+
 _HINT_AFTER = 5.0
 
 
@@ -47,44 +56,65 @@ def open_hub() -> Hub:
     return hub
 
 
-def resolve(hub: Hub, references: Sequence[str]) -> list[int]:
-    """Revision ids of model references.
+def resolve(hub: Hub, reference: str) -> int:
+    """The revision id of a model's reference.
 
     Raises:
-        NotFoundError: a reference names nothing.
+        NotFoundError: it names nothing.
     """
     from modelgrove_hub.registry.models import find_revision
 
     with hub.reading() as session:
-        return [
-            revision.id for revision in (find_revision(session, ref) for ref in references) if revision.id is not None
-        ]
+        return find_revision(session, reference).id or 0
 
 
 def do(
-    hub: Hub, plugin: str, params: Mapping[str, Any], inputs: Sequence[int], *,
-    target: str | None = None, wait: bool = False, local: bool = False, key: str | None = None,
-) -> Job | JobFacts:  # fmt: skip
-    """Submit a job and, as the user asked, run it here, wait for it or leave it to the workers.
+    plugin: str, params: Mapping[str, Any], models: Sequence[str], *, target: str | None = None, wait: bool = False,
+    local: bool = False, key: str | None = None,
+) -> JobFacts:  # fmt: skip
+    """Submit a job on models and, as the user asked, run it here, wait for it or leave it to the workers.
 
     Raises:
-        JobFailedError: the job was run or waited for, and failed.
+        UsageError: it is another hub's, and was to be run here.
+        JobFailedError: it was run or waited for, and failed.
     """
-    from modelgrove_hub.jobs.dispatch import publish
-    from modelgrove_hub.jobs.rows import submit
-    from modelgrove_hub.jobs.run import run_local
+    from modelgrove_hub.verbs.jobs import Work
 
-    job = submit(hub, plugin, dict(params), list(inputs), target=target, key=key)
-    if local:
-        update, close = progress_bar(plugin)
-        try:
-            # Libraries print to stdout (huggingface_hub does, on a race of its imports); our data must stay clean.
-            with redirect_stdout(sys.stderr):
-                return _checked(run_local(hub, job.id, on_progress=update))
-        finally:
-            close()
-    publish(hub, job)
-    return follow(job.id) if wait else job
+    work = Work(plugin=plugin, params=dict(params), models=list(models), target=target, key=key)
+    return do_work(work, wait=wait, local=local)
+
+
+def do_work(work: Work, *, wait: bool = False, local: bool = False) -> JobFacts:
+    """The same for work that the hub has put together.
+
+    Raises:
+        UsageError, JobFailedError: as `do`.
+    """
+    from modelgrove_hub.cli.place import ask, only_here
+    from modelgrove_hub.verbs.jobs import create_job, submit_job
+
+    if not local:
+        job = ask(submit_job, work=work)
+        return follow(job.id) if wait else job
+    from modelgrove_hub.jobs.run import run_local
+    from modelgrove_hub.verbs.facts import JobFacts
+
+    only_here("--local")
+    hub = open_hub()
+    update, close = progress_bar(work.plugin)
+    try:
+        # Libraries print to stdout (huggingface_hub does, on a race of its imports); our data must stay clean.
+        with redirect_stdout(sys.stderr):
+            return _checked(JobFacts.of(run_local(hub, create_job(hub, work).id, on_progress=update)))
+    finally:
+        close()
+
+
+def at_once() -> AtOnce:
+    """How commands run what they answer with: here, or on the workers of the hub that was named."""
+    from modelgrove_hub.cli.place import hub_url
+
+    return AtOnce(local=not hub_url(), wait=True)
 
 
 def follow(job_id: str) -> JobFacts:
@@ -109,7 +139,7 @@ def follow(job_id: str) -> JobFacts:
     return _checked(job)
 
 
-def show_job(job: Job | JobFacts, *, as_json: bool) -> None:
+def show_job(job: JobFacts, *, as_json: bool) -> None:
     """Print a job as the end of a command."""
     if as_json:
         print_json(job.model_dump(exclude={"log"}))
@@ -121,10 +151,7 @@ def show_job(job: Job | JobFacts, *, as_json: bool) -> None:
             click.echo(name)
 
 
-AnyJob = TypeVar("AnyJob", "Job", "JobFacts")
-
-
-def _checked(job: AnyJob) -> AnyJob:
+def _checked(job: JobFacts) -> JobFacts:
     if job.state != "done":
         raise JobFailedError(f"job {job.id} ({job.plugin}) {job.state}: {job.error or 'no reason was recorded'}")
     return job

@@ -175,6 +175,13 @@ def _complete(hub: Hub, job: Job, lease: Lease, result: Result, out: Path, input
             from modelgrove_hub.search.experts import record_expert
 
             record_expert(session, job, outputs)
+        if Kind(job.plugin.partition(".")[0]) is Kind.ANALYZER:
+            from modelgrove_hub.registry.lineage import record_found
+
+            try:
+                record_found(session, result.report, set(job.inputs))
+            except (KeyError, TypeError, ValueError) as error:
+                raise PluginError(f"the report of plugin {job.plugin!r} has edges that are none: {error!r}") from error
         if not rows.finish(session, job.id, lease.owner, outputs):
             raise LostLease(f"job {job.id} was taken back")
 

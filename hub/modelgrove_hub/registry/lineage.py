@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -78,6 +78,25 @@ def drop_inferred(session: Session, child: Revision, relations: Iterable[Relatio
     for edge in session.exec(query).all():
         session.delete(edge)
     session.flush()
+
+
+def record_found(session: Session, report: Mapping[str, Any], among: Collection[int]) -> None:
+    """Keep what an analyzer found of the lineage of the revisions that it was given, `among`.
+
+    `edges` in its report are the steps (child, parent, relation, score, evidence); relations that it calls `replaced`
+    are first forgotten, where they were inferred of these revisions.
+    """
+    known = {number: session.get(Revision, number) for number in among}
+    for revision in known.values() if report.get("replaced") else ():
+        if revision is not None:
+            drop_inferred(session, revision, [Relation(one) for one in report["replaced"]])
+    for edge in report.get("edges", ()):
+        child, parent = known.get(edge["child"]), known.get(edge["parent"])
+        if child is not None and parent is not None:
+            add_edge(
+                session, child, parent, Relation(edge["relation"]), inferred=True, score=edge["score"],
+                evidence=edge["evidence"],
+            )  # fmt: skip
 
 
 def parents(session: Session, revision: Revision) -> list[Link]:

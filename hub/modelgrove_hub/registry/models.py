@@ -21,6 +21,7 @@ from modelgrove_hub.tables import Blob, Job, JobState, Model, Revision, Revision
 MAX_PATH = 1024
 """Bytes in a file's path inside a model: what both databases can index."""
 _NOTHING_SAID = Said()
+_DIGITS = 10
 _NEAR = 10_000
 """Names looked at for "did you mean": more would take longer than the answer is worth."""
 
@@ -85,7 +86,8 @@ def add_revision(
 def find(session: Session, ref: str | int) -> Model:
     """The model that `ref` names: "owner/name", "name" if only one is called so, "#id" or a number.
 
-    A revision ("@" and the beginning of its digest) may follow; it must exist.
+    A revision may follow "@": a branch, tag or commit, or the beginning of its digest; it must exist. "@" and a whole
+    digest alone name the first model that has that content; "@#12" is the revision with that id.
 
     Raises:
         NotFoundError: there is none; the message offers near names.
@@ -219,13 +221,28 @@ def _model(session: Session, name: str, facts: Mapping[str, Any], *, renew: bool
 
 def _resolve(session: Session, ref: str | int) -> tuple[Model, Revision | None]:
     text, _, digest = str(ref).strip().partition("@")
+    if digest and not text:
+        return _by_content(session, digest.lower())
     model = _named(session, text)
     return model, _revision(session, model, digest) if digest else None
 
 
+def _by_content(session: Session, digest: str) -> tuple[Model, Revision]:
+    query = select(Model, Revision).join(Revision, col(Revision.model_id) == col(Model.id))
+    number = digest.removeprefix("#")
+    if digest.startswith("#") and number.isdecimal() and len(number) < _DIGITS:
+        query = query.where(Revision.id == int(number))
+    else:
+        query = query.where(Revision.digest == digest).order_by(col(Revision.id)).limit(1)
+    found = session.exec(query).first()
+    if found is None:
+        raise NotFoundError(f"revision {digest[:12]} is not in this hub: ingest it first")
+    return found[0], found[1]
+
+
 def _named(session: Session, text: str) -> Model:
     number = text.removeprefix("#")
-    if number.isascii() and number.isdigit() and len(number) < 10:
+    if number.isascii() and number.isdigit() and len(number) < _DIGITS:
         model = session.get(Model, int(number))
         if model is not None:
             return model

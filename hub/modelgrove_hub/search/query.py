@@ -171,8 +171,9 @@ def _nobody(hub: Hub, filters: Filters) -> Answer | None:
 def _candidates(session: Session, sides: Sequence[Side], revisions: Collection[int]) -> list[_Candidate]:
     """Those `revisions` that are their models' latest, with their vectors on all `sides`."""
     # Whole models and experts, with their cards and calibrations, would be read hundreds of times to show ten.
+    columns: Any = (Embedding.revision_id, Embedding.side, Embedding.vector, Embedding.expert_id, Model.id)
     query = (
-        select(Embedding.revision_id, Embedding.side, Embedding.vector, Embedding.expert_id, Model.id)
+        select(*columns)
         .join(Revision, col(Revision.id) == col(Embedding.revision_id))
         .join(Model, col(Model.id) == col(Revision.model_id))
         .where(*_rows_of(revisions), col(Embedding.side).in_(sides), col(Revision.id).in_(latest_revisions()))

@@ -65,7 +65,8 @@ def read_shard(data: bytes) -> list[ShardFile]:
     """
     if len(data) < _HEADER.size + _ROW or not data.startswith(_TAG):
         raise CorruptFileError("this is no shard")
-    files, place = [], _HEADER.size
+    files: list[ShardFile] = []
+    place = _HEADER.size
     while True:
         name, flags, count, _ = _FILE.unpack(_row(data, place))
         place += _ROW
@@ -94,7 +95,8 @@ def list_chunks(xorb: BinaryIO, size: int) -> list[Chunk]:
     Raises:
         CorruptFileError: it is none, or a chunk is larger than any client makes.
     """
-    chunks, place = [], 0
+    chunks: list[Chunk] = []
+    place = 0
     while place < size:
         xorb.seek(place)
         header = xorb.read(_CHUNK.size)

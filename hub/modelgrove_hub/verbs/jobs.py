@@ -7,10 +7,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from modelgrove_hub.errors import NotFoundError
+from modelgrove_hub.errors import NotFoundError, UsageError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.jobs import rows
 from modelgrove_hub.jobs.dispatch import publish
+from modelgrove_hub.plugins import get_plugin
+from modelgrove_hub.registry.inputs import load_input
 from modelgrove_hub.registry.models import find_revision
 from modelgrove_hub.registry.privacy import public_jobs
 from modelgrove_hub.tables import Job, JobState
@@ -45,11 +47,37 @@ def submit_job(hub: Hub, *, work: Work) -> JobFacts:
         UsageError: the parameters do not fit the plugin.
         ConflictError: the key belongs to a different request.
     """
-    with hub.reading() as session:
-        inputs = [revision.id for ref in work.models if (revision := find_revision(session, ref)).id is not None]
-    job = rows.submit(hub, work.plugin, work.params, inputs, target=work.target, key=work.key)
+    job = create_job(hub, work)
     publish(hub, job)
     return JobFacts.of(job)
+
+
+def create_job(hub: Hub, work: Work) -> Job:
+    """The job that does this, new or known by its key; no worker is told.
+
+    Raises:
+        NotFoundError, UsageError, ConflictError: as `submit_job`.
+    """
+    with hub.reading() as session:
+        inputs = [revision.id for ref in work.models if (revision := find_revision(session, ref)).id is not None]
+    return rows.submit(hub, work.plugin, work.params, inputs, target=work.target, key=work.key)
+
+
+@verb("POST", "/jobs/plan")
+def plan_job(hub: Hub, *, work: Work) -> dict[str, Any]:
+    """What a compression would make of each tensor; nothing is read, written or queued.
+
+    Raises:
+        NotFoundError, UsageError: as `submit_job`; or the method has no plan, or there is not one model.
+        DataError: the model has no safetensors weights.
+    """
+    from modelgrove_hub.planning import plan
+
+    if len(work.models) != 1:
+        raise UsageError("a plan is for one model")
+    with hub.reading() as session:
+        revision = find_revision(session, work.models[0]).id or 0
+    return plan(get_plugin(work.plugin, hub.settings), load_input(hub, revision), work.params)
 
 
 @verb("GET", "/jobs")

@@ -7,8 +7,10 @@ from typing import Annotated
 from pydantic import BaseModel, Field
 
 from modelgrove_hub.hub import Hub
+from modelgrove_hub.recipes import Recipe, recipe_of
 from modelgrove_hub.registry import models as registry
 from modelgrove_hub.registry.attestations import attestations_of
+from modelgrove_hub.registry.inputs import load_input
 from modelgrove_hub.registry.lineage import children, parents
 from modelgrove_hub.tables import AttestationKind, Trust
 from modelgrove_hub.verbs.facts import FileFacts, LinkFacts, ModelDetail, ModelFacts, RevisionFacts
@@ -60,6 +62,46 @@ def show_model(hub: Hub, *, model: str) -> ModelDetail:
             "attestations": {str(kind): attestations_of(session, number, kind) for kind in AttestationKind},
         }
     return ModelDetail(**facts, looks_like=list(looks_like(hub, number)))
+
+
+class Document(BaseModel):
+    """A document about a model, as it was kept."""
+
+    sha256: str
+    text: str
+
+
+@verb("GET", "/documents/{model:path}")
+def list_documents(
+    hub: Hub, *, model: str, kind: AttestationKind = AttestationKind.PROVENANCE
+) -> list[Document]:  # fmt: skip
+    """Documents of a kind about a model, newest first: in-toto statements of jobs, or signatures.
+
+    Raises:
+        NotFoundError, UsageError: as `show_model`.
+    """
+    with hub.reading() as session:
+        revision = registry.find_revision(session, model)
+        found = attestations_of(session, revision.id or 0, kind)
+    documents = []
+    for sha256 in found:
+        with hub.store.open(sha256) as file:
+            documents.append(Document(sha256=sha256, text=file.read().decode("utf-8", "replace")))
+    return documents
+
+
+@verb("GET", "/recipes/{model:path}")
+def show_recipe(hub: Hub, *, model: str) -> Recipe:
+    """How a model was merged.
+
+    Raises:
+        NotFoundError, UsageError: as `show_model`.
+        DataError: it was not merged here, or its files are not there.
+    """
+    with hub.reading() as session:
+        revision = registry.find_revision(session, model).id or 0
+    source = load_input(hub, revision)
+    return recipe_of(source.metadata(), source.name)
 
 
 class Choice(BaseModel):

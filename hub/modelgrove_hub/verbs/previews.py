@@ -12,17 +12,23 @@ from sqlmodel import Session, col, func, select
 
 from modelgrove_hub import previews
 from modelgrove_hub.hub import Hub
-from modelgrove_hub.jobs import rows
-from modelgrove_hub.jobs.dispatch import publish
 from modelgrove_hub.plugins import check_params, get_plugin
 from modelgrove_hub.registry.models import find, find_revision
 from modelgrove_hub.registry.privacy import public_jobs
 from modelgrove_hub.tables import Job, JobState, ModelKind
 from modelgrove_hub.verbs.facts import Facts, JobFacts
+from modelgrove_hub.verbs.jobs import Work, submit_job
 from modelgrove_hub.verbs.verb import verb
 
 PICTURE = "preview.png"
 _PAINTERS = "previewer."
+
+
+class Worn(BaseModel):
+    """An adapter, and how strongly it is fused in."""
+
+    model: str
+    weight: float = Field(1.0, allow_inf_nan=False)
 
 
 class Painting(BaseModel):
@@ -32,7 +38,16 @@ class Painting(BaseModel):
     params: dict[str, Any] = Field(
         default_factory=dict, description="Fit the previewer's schema: at least `prompts`, the texts to paint."
     )
+    loras: list[Worn] = Field(default_factory=list, description="Adapters to fuse in.")
     method: str = Field("diffusers", description="Which previewer.")
+    key: str | None = Field(None, max_length=200, description="Idempotency key; unset, what decides the picture.")
+
+
+class PaintingPlan(BaseModel):
+    """The work that paints, and the name of the picture that it makes, which its content decides."""
+
+    work: Work
+    name: str
 
 
 class PreviewFacts(Facts):
@@ -55,16 +70,32 @@ def paint(hub: Hub, *, painting: Painting) -> JobFacts:
         NotFoundError: there is no such model or previewer, or no base here to show the adapter on.
         UsageError: the parameters do not fit, or several bases are possible.
     """
-    name = f"{_PAINTERS}{painting.method}"
-    params = check_params(get_plugin(name, hub.settings), painting.params).model_dump(mode="json")
+    return submit_job(hub, work=plan_preview(hub, painting=painting).work)
+
+
+@verb("POST", "/previews/plan")
+def plan_preview(hub: Hub, *, painting: Painting) -> PaintingPlan:
+    """The work that paints: give it to `submit_job`.
+
+    Raises:
+        NotFoundError, UsageError: as `paint`.
+    """
+    name, loras = f"{_PAINTERS}{painting.method}", list(painting.loras)
     with hub.reading() as session:
-        model, own = find(session, painting.model), find_revision(session, painting.model)
-        chosen = [previews.find_base(session, model), own] if model.kind == ModelKind.ADAPTER else [own]
+        model = find(session, painting.model)
+        if model.kind == ModelKind.ADAPTER:
+            base = previews.find_base(session, model)
+            loras = [Worn(model=painting.model), *loras]
+        else:
+            base = find_revision(session, painting.model)
+        chosen = [base, *(find_revision(session, lora.model) for lora in loras)]
+    weights = {"lora_weights": [lora.weight for lora in loras]} if loras else {}
+    params = check_params(get_plugin(name, hub.settings), {**painting.params, **weights}).model_dump(mode="json")
+    picture = previews.preview_key(name, params, [revision.digest for revision in chosen])
     ids = [revision.id for revision in chosen if revision.id is not None]
-    key = previews.job_key(previews.preview_key(name, params, [revision.digest for revision in chosen]), ids)
-    job = rows.submit(hub, name, params, ids, key=key)
-    publish(hub, job)
-    return JobFacts.of(job)
+    key = painting.key or previews.job_key(picture, ids)
+    work = Work(plugin=name, params=params, models=[f"@#{number}" for number in ids], key=key)
+    return PaintingPlan(work=work, name=picture)
 
 
 @verb("GET", "/previews/{model:path}")

@@ -22,7 +22,10 @@ P = ParamSpec("P")
 R = TypeVar("R")
 Item = TypeVar("Item")
 
-MODULES = ("atlas", "facets", "jobs", "layers", "models", "plugins", "previews", "search", "system", "tokens")
+MODULES = (
+    "atlas", "experts", "facets", "jobs", "keys", "layers", "lineage", "models", "plugins", "previews", "search",
+    "system", "tokens",
+)  # fmt: skip
 """The modules of this package that hold verbs."""
 _ATTRIBUTE = "__verb__"
 

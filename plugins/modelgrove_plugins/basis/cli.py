@@ -152,7 +152,7 @@ def check(model: str, as_json: bool) -> None:
     from modelgrove_plugins.basis.checking import check as look_at
 
     hub = open_hub()
-    source = load_input(hub, resolve(hub, [model])[0])
+    source = load_input(hub, resolve(hub, model))
     with hub.reading() as session:
         tree = find(session, model).tree
         row = next((row for row in bases(session) if row.tree == tree), None)

@@ -164,7 +164,7 @@ def test_fsck_names_the_model_whose_statement_is_gone(hub, twice) -> None:
 
 def test_show_prints_statements_one_a_line(hub, twice, monkeypatch) -> None:
     run_local(hub, twice.id)
-    monkeypatch.setattr("modelgrove_hub.cli.show.open_hub", lambda: hub)
+    monkeypatch.setattr("modelgrove_hub.cli.place.open_hub", lambda: hub)
 
     made, given = (
         CliRunner().invoke(show, [name, "--provenance"], catch_exceptions=False) for name in ("ann/twice", "ann/flower")

@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     trusted_proxies: str = Field(
         "", description="Comma-separated addresses of proxies that are believed who they speak for."
     )
+    private_sources: bool = Field(False, description="Sources may be machines of the own network.")
     request_log: Literal["text", "json", "off"] = Field("text", description="How requests are written to the log.")
     hf_token: SecretStr = Field(SecretStr(""), description="Token for a Hugging Face hub.")
 

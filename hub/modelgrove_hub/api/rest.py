@@ -46,7 +46,7 @@ def make_router() -> APIRouter:
 
 
 def describe(app: FastAPI) -> None:
-    """Have the app's OpenAPI document say what a problem is. As a model, FastAPI would say that it comes as plain JSON."""
+    """Have the app's document say what a problem is: as a model, FastAPI would say that it comes as plain JSON."""
     plain = app.openapi
 
     def described() -> dict[str, Any]:

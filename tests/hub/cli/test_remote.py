@@ -206,14 +206,16 @@ def test_experts_are_fitted_over_there(over_there, both):
     assert "gram-ridge" in there.stdout
 
 
-def test_models_of_this_machine_are_uploaded_and_not_twice(over_there, url, home, tmp_path):
+def test_models_of_this_machine_are_uploaded_and_not_twice(url, home, tmp_path):
+    def upload(path):
+        command = [*CLI, "--home", str(tmp_path / "nothing"), "--hub", url, "ingest", str(path)]
+        return subprocess.run(command, capture_output=True, text=True, env=clean(), check=False)
+
     shutil.copytree(DATA / "sample/tree-4e9edf1d", tmp_path / "you/tree")
-    first = over_there("ingest", str(tmp_path / "you"))
-    again = over_there("ingest", str(tmp_path / "you"))
-    assert first.split() == ["new", "local/tree", "adapter", "lora", "zoo"]
-    assert again.split() == ["known", "local/tree", "adapter", "lora", "zoo"]
+    assert upload(tmp_path / "you").stdout.split() == ["new", "local/tree", "adapter", "lora", "zoo"]
+    assert upload(tmp_path / "you").stdout.split() == ["known", "local/tree", "adapter", "lora", "zoo"]
     (tmp_path / "broken.safetensors").write_bytes(b"nothing")
-    refused = run_in(tmp_path / "nothing", "--hub", url, "ingest", str(tmp_path / "broken.safetensors"), check=False)
+    refused = upload(tmp_path / "broken.safetensors")
     assert refused.returncode == 5
     assert "too short for a safetensors file" in refused.stdout
     assert "broken" not in run_in(home, "ls").stdout

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -84,3 +85,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def tokens(guarded: Server) -> dict[str, str]:
     """A token of each scope."""
     return {scope: guarded.run("token", "create", scope, "--scope", scope).strip() for scope in SCOPES}
+
+
+@pytest.fixture(scope="session")
+def serving() -> ModuleType:
+    """This module, which test modules cannot import: it starts and stops servers."""
+    return sys.modules[__name__]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Mapping
@@ -113,7 +114,8 @@ class _FileBody(Response):
             sent = 0
             while sent < len(self._span):
                 count = min(CHUNK, len(self._span) - sent)
-                chunk = self._read(self._span.start + sent, count)
+                offset = self._span.start + sent
+                chunk = self._cached(offset, count) or await asyncio.to_thread(self._read, offset, count)
                 if not chunk:
                     raise StorageError("the file is shorter than it was")  # the client sees that bytes are missing
                 sent += len(chunk)
@@ -121,6 +123,16 @@ class _FileBody(Response):
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
             self._file.close()
+
+    def _cached(self, offset: int, count: int) -> bytearray | None:
+        """What of it is in memory, which takes no waiting: a thread for each chunk would take half of the speed."""
+        chunk = bytearray(count)
+        try:
+            got = os.preadv(self._file.fileno(), [chunk], offset, os.RWF_NOWAIT)
+        except (OSError, AttributeError):  # not in memory, or no local file, or no Linux
+            return None
+        del chunk[got:]
+        return chunk
 
     def _read(self, offset: int, count: int) -> bytes:
         try:

@@ -80,7 +80,7 @@ def route(family: str | None, as_json: bool) -> None:
         return
     print_table(
         ("model", "tree before", "tree now"),
-        ((name, before or "none", after or "none") for name, (before, after) in done.moved.items()),
+        ((name, move.before or "none", move.after or "none") for name, move in done.moved.items()),
         empty=f"{done.models} models looked at: all are in the trees that they were in.",
     )
     for name, reason in done.skipped.items():

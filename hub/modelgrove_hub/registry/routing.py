@@ -18,12 +18,20 @@ from modelgrove_hub.tables import NETWORKS, Model, ModelKind, Revision, Sketch, 
 Progress = Callable[[float, str], None]
 
 
+@dataclass(frozen=True)
+class Move:
+    """A model's tree before and after."""
+
+    before: str | None
+    after: str | None
+
+
 @dataclass
 class Routed:
-    """What became of the models that were looked at: how many, their trees before and after where these differ."""
+    """What became of the models that were looked at: how many, and whose trees are others now."""
 
     models: int = 0
-    moved: dict[str, tuple[str | None, str | None]] = field(default_factory=dict)
+    moved: dict[str, Move] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     """Models whose weights could not be read, and why."""
 
@@ -65,7 +73,7 @@ def route(
         for model_id, name, before in chosen:
             after = session.get(Model, model_id)
             if after is not None and after.tree != before:
-                done.moved[name] = (before, after.tree)
+                done.moved[name] = Move(before, after.tree)
     return done
 
 

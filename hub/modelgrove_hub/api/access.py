@@ -6,7 +6,7 @@ who have a token, here and there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -79,7 +79,7 @@ def identify(request: Request, token: str) -> Caller:
     raise HTTPException(401, "this token is not known here, was revoked or has expired", _BEARER)
 
 
-def hub_for(scope: Scope) -> Callable[..., Hub]:
+def hub_for(scope: Scope) -> Callable[..., Awaitable[Hub]]:
     """A dependency: the hub as the caller sees it, if they may do what takes this scope.
 
     Raises:

@@ -63,7 +63,7 @@ class Connection(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The server stops: streams of events, which would never end, end now."""
-        app = self.cycle.scope.get("app") if self.cycle else None
+        app: Any = self.cycle.scope.get("app") if self.cycle else None
         if app is not None:
             app.state.board.close()
         super().shutdown()

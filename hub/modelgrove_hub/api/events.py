@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from anyio import CapacityLimiter, to_thread
 from fastapi import APIRouter, Depends, Header, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
+from sqlalchemy import ColumnElement
 from sqlalchemy.orm import defer
 from sqlmodel import col, func, or_, select
 
@@ -129,12 +130,12 @@ class Board:
         self._jobs = {}
 
     def _read(self, wanted: set[str], everything: bool, known: dict[str, Seen]) -> dict[str, Seen]:
-        which = [col(Job.id).in_(wanted)]
+        which: list[ColumnElement[bool]] = [col(Job.id).in_(wanted)]
         if everything:
             which += [col(Job.state).in_(_LIVE), col(Job.created_at) > now() - _LATEST]
             which.append(col(Job.id).in_([job for job, seen in known.items() if not seen.ended]))
         length = func.length(Job.log)
-        query = select(Job, length).options(defer(Job.log)).where(or_(*which))  # type: ignore[arg-type]
+        query = select(Job, length).options(defer(Job.log)).where(or_(*which))
         query = query.order_by(col(Job.created_at).desc()).limit(_MOST_AT_ONCE + len(wanted))
         with self._hub.reading() as session:
             found = {job.id: (job, size) for job, size in session.exec(query)}

@@ -183,7 +183,7 @@ class _Body:
         return self._largest if streams else SMALL_BODY
 
     def _is_form(self) -> bool:
-        kind = dict(self._scope["headers"]).get(b"content-type", b"").lower()
+        kind: bytes = dict(self._scope["headers"]).get(b"content-type", b"").lower()
         return kind.startswith((b"application/x-www-form-urlencoded", b"multipart/form-data"))
 
 

@@ -13,7 +13,7 @@ from modelgrove_hub.cli.place import ask
 _UNITS = {"h": "hours", "d": "days"}
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[datetime]):
     """How long from now: a number and h or d."""
 
     name = "duration"
@@ -43,7 +43,7 @@ def create(name: str, scope: str, expires: datetime | None, as_json: bool) -> No
     """Make a token and print it: it is shown this once, and only its hash is kept."""
     from modelgrove_hub.verbs.tokens import NewToken, create_token
 
-    made = ask(create_token, token=NewToken(name=name, scope=scope, expires_at=expires))  # type: ignore[arg-type]
+    made = ask(create_token, token=NewToken(name=name, scope=scope, expires_at=expires))
     if as_json:
         print_json(made.model_dump())
         return

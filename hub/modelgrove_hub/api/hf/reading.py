@@ -8,13 +8,14 @@ from urllib.parse import urlencode
 
 from fastapi import APIRouter, Depends, Form, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from sqlmodel import Session, col, func, or_, select
+from sqlmodel import col, func, select
 
 from modelgrove_hub.api.access import Caller, caller_of
 from modelgrove_hub.api.files import file_response
-from modelgrove_hub.api.hf.answers import EntryNotFoundError, HubRoute
+from modelgrove_hub.api.hf.answers import EntryNotFoundError, HubRoute, RepoNotFoundError
 from modelgrove_hub.api.hf.entries import Entry, entries_of, folder_facts, is_below, listed
-from modelgrove_hub.api.hf.infos import detail_of, info_of, moment
+from modelgrove_hub.api.hf.infos import detail_of, moment, only
+from modelgrove_hub.api.hf.lists import Filters, shown
 from modelgrove_hub.api.hf.repos import Reading, Repo, find_model, find_repo, heads_of, parts_after
 from modelgrove_hub.errors import NotFoundError, UsageError
 from modelgrove_hub.hub import Hub
@@ -24,50 +25,55 @@ from modelgrove_hub.store.header import read_header
 from modelgrove_hub.tables import Commit, Model, RefKind, Trust
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
-_MOST_LISTED, _LISTED, _TREE_PAGE, _COMMITS_PAGE = 1000, 100, 1000, 50
+_MOST_LISTED, _LISTED, _READ, _TREE_PAGE, _COMMITS_PAGE = 1000, 100, 500, 1000, 50
 _SORTS = {"createdAt": Model.created_at, "lastModified": Model.updated_at}
 
 
 @router.get("/api/models")
 def list_models(
     request: Request, hub: Reading, search: str = "", author: str = "", sort: str = "", limit: int = _LISTED,
-    cursor: int = 0, full: bool = False, config: bool = False, cardData: bool = False,
+    cursor: Annotated[int, Query(ge=0)] = 0, full: bool = False, config: bool = False, cardData: bool = False,
     filter: Annotated[list[str], Query()] = [], expand: Annotated[list[str], Query()] = [],  # noqa: A002, B006
+    pipeline_tag: str = "", num_parameters: str = "", gated: bool = False, inference: str = "",
+    inference_provider: Annotated[list[str], Query()] = [], apps: Annotated[list[str], Query()] = [],  # noqa: B006
 ) -> Response:  # fmt: skip
     """Models, newest first, or by the time that `sort` names; other orders are not kept here."""
+    if gated or inference or inference_provider or apps:
+        return JSONResponse([])  # no model here is gated, none is run for others, none says which programs take it
+    filters = Filters.read(filter, pipeline_tag, num_parameters)
     size = max(1, min(limit, _MOST_LISTED))
     query = select(Model).order_by(col(_SORTS.get(sort, Model.created_at)).desc(), col(Model.id).desc())
     if search:
         query = query.where(func.lower(Model.name).contains(search.lower(), autoescape=True))
     if author:
         query = query.where(col(Model.name).startswith(f"{author}/", autoescape=True))
+    more = None
+    found: list[dict[str, Any]] = []
+    chunk = _READ if filters.any() else size + 1
     with hub.reading() as session:
-        for wanted in (part for each in filter for part in each.split(",")):
-            query = query.where(_has(session, wanted))
-        models = session.exec(query.offset(cursor).limit(size + 1)).all()
-        shown = models[:size]
-        heads = heads_of(session, shown)
-        found = []
-        for model in shown:
-            commit, revision = heads[model.id or 0]
+        for one in shown(session, hub, query, filters, cursor, chunk):
+            if len(found) == size:
+                more = {"cursor": str(one.at)}
+                break
+            facts = one.facts
             if full or config or cardData or expand:
-                found.append(detail_of(hub, model, commit, revision, entries_of(session, revision)))
-            else:
-                found.append(info_of(model, commit, revision))
-    more = {"cursor": str(cursor + size)} if len(models) > size else None
+                facts = detail_of(hub, one.model, one.commit, one.revision, entries_of(session, one.revision))
+            found.append(only(facts, expand))
     return JSONResponse(found, headers=_next_page(request, more))
 
 
 @router.get("/api/models/{owner}/{name}")
 @router.get("/api/models/{owner}/{name}/revision/{revision:path}")
 def model_info(
-    hub: Reading, owner: str, name: str, revision: str = "main", blobs: bool = False, securityStatus: bool = False
-) -> dict[str, Any]:
-    """Everything about one model at a revision."""
+    hub: Reading, owner: str, name: str, revision: str = "main", blobs: bool = False, securityStatus: bool = False,
+    expand: Annotated[list[str], Query()] = [],  # noqa: B006
+) -> dict[str, Any]:  # fmt: skip
+    """Everything about one model at a revision, or what `expand` names of it."""
     with hub.reading() as session:
         repo = find_repo(session, owner, name, revision)
         entries = entries_of(session, repo.revision)
-        return detail_of(hub, repo.model, repo.commit, repo.revision, entries, blobs=blobs or securityStatus)
+    facts = detail_of(hub, repo.model, repo.commit, repo.revision, entries, blobs=blobs or securityStatus)
+    return only(facts, expand)
 
 
 @router.get("/api/models/{owner}/{name}/tree/{rest:path}")
@@ -150,6 +156,59 @@ def safetensors_metadata(hub: Reading, owner: str, name: str, path: str) -> dict
     return {"index": {"metadata": index.get("metadata", {})}, "headers": headers}
 
 
+@router.get("/api/models/{owner}/{name}/lfs-files")
+def list_lfs_files(hub: Reading, owner: str, name: str) -> list[dict[str, Any]]:
+    """The large files at the head of `main`."""
+    with hub.reading() as session:
+        repo = find_repo(session, owner, name)
+        entries = entries_of(session, repo.revision)
+    pushed = moment(repo.commit.created_at)
+    return [
+        {
+            "fileOid": entry.blob.sha256, "filename": entry.path, "oid": entry.blob.sha256, "pushedAt": pushed,
+            "ref": "main", "size": entry.blob.size,
+        }
+        for entry in entries if entry.lfs
+    ]  # fmt: skip
+
+
+@router.get("/api/models/{owner}/{name}/likers")
+def list_likers(hub: Reading, owner: str, name: str) -> list[dict[str, str]]:
+    """Nobody: there are no likes here."""
+    with hub.reading() as session:
+        find_model(session, owner, name)
+    return []
+
+
+@router.get("/api/models/{owner}/{name}/discussions")
+def list_discussions(hub: Reading, owner: str, name: str) -> dict[str, Any]:
+    """None: there are no discussions here."""
+    with hub.reading() as session:
+        find_model(session, owner, name)
+    return {"discussions": [], "count": 0, "start": 0}
+
+
+@router.get("/api/settings/repositories")
+@router.get("/api/organizations/{owner}/settings/repositories")
+def list_storage(hub: Reading, owner: str = "") -> list[dict[str, Any]]:
+    """All models, or an owner's, with the bytes that each holds: models belong to nobody here."""
+    query = select(Model).order_by(col(Model.name))
+    if owner:
+        query = query.where(col(Model.name).startswith(f"{owner}/", autoescape=True))
+    with hub.reading() as session:
+        models = session.exec(query).all()
+        heads = heads_of(session, models)
+    total = sum(revision.size for _, revision in heads.values()) or 1
+    return [
+        {
+            "id": model.name, "type": "model", "visibility": "private" if model.private else "public",
+            "updatedAt": moment(model.updated_at), "storage": (size := heads[model.id or 0][1].size),
+            "storagePercent": round(100 * size / total, 2),
+        }
+        for model in models
+    ]  # fmt: skip
+
+
 @router.get("/api/models/{owner}/{name}/auth-check")
 def auth_check(hub: Reading, owner: str, name: str) -> Response:
     """Whether the caller may read the model: an answer at all says yes."""
@@ -212,18 +271,11 @@ def resolve(request: Request, hub: Reading, owner: str, name: str) -> Response:
     )  # fmt: skip
 
 
-def _has(session: Session, tag: str) -> Any:
-    """A condition on models: one of the tags that lists show of them."""
-    kind, colon, value = tag.partition(":")
-    if colon and kind == "license":
-        return func.lower(Model.licence) == value.lower()
-    if colon and kind == "base_model":
-        return func.lower(Model.declared_base) == value.rpartition(":")[2].lower()
-    postgresql = session.get_bind().dialect.name == "postgresql"
-    each = func.json_array_elements_text if postgresql else func.json_each
-    tags = each(col(Model.tags)).table_valued("value")
-    own = select(tags.c.value).where(func.lower(tags.c.value) == tag.lower()).exists()
-    return or_(own, Model.family == tag.lower(), Model.adapter_type == tag.lower(), Model.kind == tag.lower())
+@router.get("/api/models/{name}")
+@router.api_route("/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
+def without_owner(name: str) -> Response:
+    """Nothing: every model here has an owner in its name."""
+    raise RepoNotFoundError(f"no model {name[:100]!a} here: names are like owner/name")
 
 
 def _next_page(request: Request, more: dict[str, str] | None) -> dict[str, str]:

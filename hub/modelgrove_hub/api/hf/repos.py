@@ -14,8 +14,8 @@ from modelgrove_hub.api.access import hub_for
 from modelgrove_hub.api.hf.answers import RepoNotFoundError, RevisionNotFoundError, checked_repo
 from modelgrove_hub.errors import NotFoundError, UsageError
 from modelgrove_hub.hub import Hub
-from modelgrove_hub.registry.commits import find_commit, latest_revisions
-from modelgrove_hub.tables import Commit, Model, Revision
+from modelgrove_hub.registry.commits import MAIN, find_commit
+from modelgrove_hub.tables import Commit, Model, Ref, RefKind, Revision
 
 Reading = Annotated[Hub, Depends(hub_for("read"))]
 Writing = Annotated[Hub, Depends(hub_for("write"))]
@@ -62,9 +62,9 @@ def heads_of(session: Session, models: Sequence[Model]) -> dict[int, tuple[Commi
     numbers = [model.id for model in models]
     query = (
         select(Commit, Revision)
+        .join(Ref, col(Ref.commit_id) == col(Commit.id))
         .join(Revision, col(Revision.id) == col(Commit.revision_id))
-        .where(col(Commit.model_id).in_(numbers), col(Revision.id).in_(latest_revisions()))
-        .order_by(col(Commit.created_at))
+        .where(col(Ref.model_id).in_(numbers), Ref.kind == RefKind.BRANCH, Ref.name == MAIN)
     )
     return {commit.model_id: (commit, revision) for commit, revision in session.exec(query)}
 

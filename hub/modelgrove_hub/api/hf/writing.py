@@ -77,22 +77,28 @@ class Move(BaseModel):
 @router.post("/api/repos/create")
 def create_repo(request: Request, hub: Writing, caller: Who, choice: RepoChoice) -> Response:
     """Make a repository that holds no more than `.gitattributes`."""
-    name = choice.full_name(caller)
-    url = f"{request.base_url}{name}"
-    stored = hub.store.put_bytes(GITATTRIBUTES.encode())
-    with hub.transaction() as session:
-        if _is_there(session, name):
-            return JSONResponse({"error": f"model {name} is there already", "url": url}, 409)
-        name_blobs(session, [Blob(sha256=stored.sha256, size=stored.size)])
-        model, revision, _ = registry.add_revision(
-            session, name=name, files={".gitattributes": stored.sha256}, manifests={}, kind="unknown",
-            family="unknown", adapter_type=None, declared_base=None, licence=None, tags=[], card="", trust=Trust.OK,
-            summary={"reasons": ["it has no weights yet"]}, weights_hash=None, values_hash=None, inventory_hash=None,
-            parameters=0, size=stored.size, said=Said("initial commit", author=caller.name),
-        )  # fmt: skip
-        model.private = choice.hidden
-        record(session, "created", name, by=caller.name, private=choice.hidden, revision=revision.digest)
-    return JSONResponse({"url": url, "name": name, "id": name})
+    return _create(request, hub, caller, choice.full_name(caller), choice.hidden)
+
+
+class Duplicate(BaseModel):
+    """Where a copy of a repository is to be."""
+
+    repository: str
+    visibility: Literal["public", "private", "protected"] | None = None
+
+
+@router.post("/api/models/{owner}/{name}/duplicate")
+def duplicate(request: Request, hub: Writing, caller: Who, owner: str, name: str, wanted: Duplicate) -> Response:
+    """Make a repository that holds what `main` of another one holds, in one commit; no byte is copied."""
+    with hub.reading() as session:
+        repo = find_repo(session, owner, name)
+        changes = [Change(entry.path, entry.blob.sha256) for entry in entries_of(session, repo.revision)]
+    target = check_name(wanted.repository)
+    hidden = repo.model.private if wanted.visibility is None else wanted.visibility != "public"
+    made = _create(request, hub, caller, target, hidden)
+    if made.status_code == 200:
+        commit_changes(hub, Wanted(target, changes, Said(f"Duplicate {repo.model.name}", author=caller.name)))
+    return made
 
 
 @router.delete("/api/repos/delete")
@@ -289,6 +295,24 @@ def _text(value: dict[str, Any], field: str) -> str:
     if not isinstance(found, str):
         raise UsageError(f"a commit's item lacks {field!r}")
     return found
+
+
+def _create(request: Request, hub: Hub, caller: Caller, name: str, private: bool) -> Response:
+    url = f"{request.base_url}{name}"
+    stored = hub.store.put_bytes(GITATTRIBUTES.encode())
+    with hub.transaction() as session:
+        if _is_there(session, name):
+            return JSONResponse({"error": f"model {name} is there already", "url": url}, 409)
+        name_blobs(session, [Blob(sha256=stored.sha256, size=stored.size)])
+        model, revision, _ = registry.add_revision(
+            session, name=name, files={".gitattributes": stored.sha256}, manifests={}, kind="unknown",
+            family="unknown", adapter_type=None, declared_base=None, licence=None, tags=[], card="", trust=Trust.OK,
+            summary={"reasons": ["it has no weights yet"]}, weights_hash=None, values_hash=None, inventory_hash=None,
+            parameters=0, size=stored.size, said=Said("initial commit", author=caller.name),
+        )  # fmt: skip
+        model.private = private
+        record(session, "created", name, by=caller.name, private=private, revision=revision.digest)
+    return JSONResponse({"url": url, "name": name, "id": name})
 
 
 def _is_there(session: Session, name: str) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from modelgrove_hub.formats.quantized import PackedTensor
+    from modelgrove_hub.ingest.offers import Offer
     from modelgrove_hub.tables import ModelKind, Relation
 
 API = 1
@@ -41,7 +42,7 @@ class Kind(StrEnum):
     EMBEDDER = "embedder"  # models and texts → expert; model → vector in a text space
     ANALYZER = "analyzer"  # models → report
     PREVIEWER = "previewer"  # model, adapters, prompt → pictures
-    SOURCE = "source"  # address, cursor → models to fetch
+    SOURCE = "source"  # address → models that are there
 
 
 class Params(BaseModel):
@@ -208,6 +209,17 @@ class Embedder(Plugin, Protocol):
 
     def embed(self, expert: Path, model: InputModel) -> Sequence[float]:
         """The model's vector of length one in the frozen text space of the expert file."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Kind source, without `run`; its `Params` is an `ingest.offers.SourceParams` (docs/sources.md)."""
+
+    def offers(self, context: Context, params: Any) -> Iterator[Offer]:
+        """Every model that is there now. Raise `StorageError` when that cannot be told: the job is tried again."""
+
+    def fetch(self, context: Context, offer: Offer, params: Any, folder: Path) -> Path:
+        """Bring an offer that is not `found` here into `folder`, kept between attempts; where its file or folder is."""
 
 
 @runtime_checkable

@@ -26,6 +26,8 @@ from modelgrove_hub.errors import NotFoundError, PluginError, UsageError
 from modelgrove_hub.settings import Settings, settings
 
 GROUP = "modelgrove.plugins"
+_METHODS = {Kind.EMBEDDER: ("run", "embed"), Kind.SOURCE: ("offers", "fetch")}
+"""What a plugin of a kind must have; others have `run`."""
 
 
 class State(StrEnum):
@@ -167,7 +169,7 @@ def _fault(plugin: Any, entry_name: str) -> str:
     if not (isinstance(params, type) and issubclass(params, Params)):
         return "`Params` must be a subclass of modelgrove_hub.contracts.Params"
     params.model_json_schema()  # what forms and options are made from; raises for a type that JSON lacks
-    needed = ("run", "embed") if facts.kind == Kind.EMBEDDER else ("run",)
+    needed = _METHODS.get(facts.kind, ("run",))
     missing = [method for method in needed if not callable(getattr(plugin, method, None))]
     return f"has no method `{missing[0]}`" if missing else ""
 

@@ -4,23 +4,14 @@ Times are UTC. Ids of models and revisions are integers (FAISS uses revision ids
 jobs are random text, so that a client can make one up and retry safely.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001  (sqlalchemy's names in one line)
 
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
 
 from sqlalchemy import (
-    JSON,
-    BigInteger,
-    Column,
-    DateTime,
-    Dialect,
-    LargeBinary,
-    Text,
-    TypeDecorator,
-    UniqueConstraint,
-    false,
+    JSON, BigInteger, Column, DateTime, Dialect, Index, LargeBinary, Text, TypeDecorator, UniqueConstraint, false,
 )  # fmt: skip
 from sqlmodel import Field, SQLModel
 
@@ -118,6 +109,7 @@ class Blob(SQLModel, table=True):
     """A stored or referenced file. `path` is set when the file is referenced where it lies."""
 
     __tablename__: ClassVar[str] = "blob"
+    __table_args__ = (Index("ix_blob_path", "path", postgresql_using="hash"),)
 
     sha256: str = Field(primary_key=True, max_length=64)
     size: int = Field(sa_column=Column(BigInteger, nullable=False))
@@ -311,7 +303,7 @@ class Report(SQLModel, table=True):
 
 
 class Source(SQLModel, table=True):
-    """Where ingestion looks: plugin, address, schedule and how far it got."""
+    """Where ingestion looks: plugin, its options, address and schedule; `cursor` tells of the last run."""
 
     __tablename__: ClassVar[str] = "source"
 
@@ -319,11 +311,25 @@ class Source(SQLModel, table=True):
     name: str = Field(unique=True)
     plugin: str
     url: str
+    params: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=True))
     schedule: str = ""
     cursor: dict[str, Any] = Field(default_factory=dict, sa_column=Column(JSON, nullable=False))
     paused: bool = False
     next_run: datetime | None = Field(default=None, sa_column=_time(index=True, nullable=True))
     created_at: datetime = Field(default_factory=now, sa_column=_time())
+
+
+class SourceItem(SQLModel, table=True):
+    """What a source offered under `key`, and what became of it; a model that was removed by hand leaves None."""
+
+    __tablename__: ClassVar[str] = "source_item"
+
+    source_id: int = Field(foreign_key="source.id", primary_key=True, ondelete="CASCADE")
+    key: str = Field(primary_key=True)
+    stamp: str
+    model_id: int | None = Field(default=None, foreign_key="model.id", index=True, ondelete="SET NULL")
+    reason: str = Field(default="", sa_column=Column(Text, nullable=False))  # of a refusal
+    gone_at: datetime | None = Field(default=None, sa_column=_time(nullable=True))
 
 
 class Basis(SQLModel, table=True):

@@ -26,7 +26,7 @@ from modelgrove_migrations import run
 REWRITE = """
 import sqlalchemy as sa
 from alembic import op
-revision, down_revision, branch_labels, depends_on = "0007", "0006", None, None
+revision, down_revision, branch_labels, depends_on = "0008", "0007", None, None
 
 def HOW():
     return "always" if op.get_bind().dialect.name == "sqlite" else "never"
@@ -121,12 +121,12 @@ def test_a_populated_database_keeps_every_row_through_an_upgrade_and_back(
 
     monkeypatch.setattr(run, "SCRIPTS", newer)
     run.upgrade(database_url)
-    assert run.current(database_url) == "0007"
+    assert run.current(database_url) == "0008"
     changed = _contents(database_url)
     assert [row[-1] for row in changed.pop("model")] == [0, 0]
     assert changed == {name: rows for name, rows in before.items() if name != "model"}
 
-    run.downgrade(database_url, "0006")
+    run.downgrade(database_url, "0007")
     assert _contents(database_url) == before
 
     monkeypatch.undo()
@@ -222,7 +222,7 @@ def test_a_migration_that_fails_changes_nothing(
     run.upgrade(database_url)
     _populate(database_url)
     before = _contents(database_url)
-    script = newer / "versions" / "0007_rewrite.py"
+    script = newer / "versions" / "0008_rewrite.py"
     script.write_text(
         REWRITE.replace("def downgrade", '    op.execute("INSERT INTO nowhere VALUES (1)")\n\ndef downgrade')
     )
@@ -231,7 +231,7 @@ def test_a_migration_that_fails_changes_nothing(
     with pytest.raises(StorageError, match="nowhere"):
         run.upgrade(database_url)
 
-    assert run.current(database_url) == "0006"
+    assert run.current(database_url) == "0007"
     assert _contents(database_url) == before
 
 
@@ -240,7 +240,7 @@ def test_a_migration_that_loses_rows_others_point_to_is_rolled_back(
 ) -> None:
     run.upgrade(sqlite_url)
     _populate(sqlite_url)
-    script = newer / "versions" / "0007_rewrite.py"
+    script = newer / "versions" / "0008_rewrite.py"
     script.write_text(REWRITE.replace("def downgrade", '    op.execute("DELETE FROM model")\n\ndef downgrade'))
     monkeypatch.setattr(run, "SCRIPTS", newer)
 
@@ -261,7 +261,7 @@ def test_upgrade_backs_a_populated_sqlite_file_up_first(
     backup = run.upgrade(sqlite_url)
 
     assert backup is not None
-    assert ".0006." in backup.name
+    assert ".0007." in backup.name
     assert _contents(f"sqlite:///{backup}") == before
     assert run.upgrade(sqlite_url) is None  # and none when there is nothing to do
 
@@ -375,7 +375,7 @@ def newer(tmp_path: Path) -> Path:
     """The package's scripts as a newer version might ship them, with one migration more."""
     folder = tmp_path / "100% newer"  # Alembic's configuration gives "%" a meaning
     shutil.copytree(run.SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "versions" / "0007_rewrite.py").write_text(REWRITE)
+    (folder / "versions" / "0008_rewrite.py").write_text(REWRITE)
     return folder
 
 

@@ -6,24 +6,23 @@ Everything it does is claimed by a conditional UPDATE, so any number of tickers 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from sqlmodel import col, select, update
 
 from modelgrove_hub.errors import ModelgroveError, UsageError
 from modelgrove_hub.hub import Hub
+from modelgrove_hub.ingest.runs import following, running, start_run
 from modelgrove_hub.jobs.dispatch import publish, publish_due
-from modelgrove_hub.jobs.rows import recover, submit
+from modelgrove_hub.jobs.rows import recover
 from modelgrove_hub.jobs.run import sweep
-from modelgrove_hub.tables import Job, JobState, Source, now
+from modelgrove_hub.tables import Source, now
 
 LOG = logging.getLogger(__name__)
 _SECONDS_BETWEEN_TICKS = 1.0
 _TICKS_BETWEEN_SWEEPS = 60
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
 
 
 class Ticker:
@@ -72,32 +71,20 @@ def reap(hub: Hub) -> int:
 def start_sources(hub: Hub) -> int:
     """Submit a job for every source whose time has come. Returns how many.
 
-    A source plugin's `Params` have `url` and `cursor`. Runs that were missed while nothing
-    ticked become one run; a source that still runs is not started again.
+    Runs that were missed while nothing ticked become one run; a source that still runs is not started again.
     """
     with hub.transaction() as session:
         due = session.exec(select(Source).where(col(Source.next_run) <= now(), col(Source.paused).is_(False))).all()
     return sum(_start(hub, source) for source in due)
 
 
-def parse_schedule(text: str) -> timedelta:
-    """A schedule: how long between two runs, as in "15m", "6h" or "1d".
-
-    Raises:
-        UsageError: it is not written so.
-    """
-    found = re.fullmatch(r"([1-9]\d{0,4})([mhd])", text)
-    if found is None:
-        raise UsageError(f"schedule {text!r}: write a number and m, h or d, as in 15m, 6h, 1d")
-    return timedelta(**{_UNITS[found[2]]: int(found[1])})
-
-
 def _start(hub: Hub, source: Source) -> bool:
-    if source.next_run is None or _is_running(hub, source) or not _advance(hub, source, source.next_run):
+    with hub.reading() as session:
+        busy = running(session, source) is not None
+    if source.next_run is None or busy or not _advance(hub, source, source.next_run):
         return False
-    params = {"url": source.url, "cursor": source.cursor}
     try:
-        job = submit(hub, source.plugin, params, key=f"{_key(source)}{source.next_run:%Y%m%dT%H%M%S%f}")
+        job = start_run(hub, source, f"{source.next_run:%Y%m%dT%H%M%S%f}")
     except ModelgroveError as error:
         LOG.error("source %s: %s", source.name, error)
         return False
@@ -105,26 +92,15 @@ def _start(hub: Hub, source: Source) -> bool:
     return True
 
 
-def _is_running(hub: Hub, source: Source) -> bool:
-    unfinished = col(Job.state).in_([JobState.QUEUED, JobState.RUNNING])
-    query = select(Job.id).where(col(Job.idempotency_key).startswith(_key(source)), unfinished)
-    with hub.transaction() as session:
-        return session.exec(query.limit(1)).first() is not None
-
-
 def _advance(hub: Hub, source: Source, due: datetime) -> bool:
     """Claim this run by moving the source to its next; one without a valid schedule runs this once."""
     try:
-        following = now() + parse_schedule(source.schedule)
+        next_run = following(source.schedule)
     except UsageError:
-        following = None
+        next_run = None
     claimed = update(Source).where(col(Source.id) == source.id, col(Source.next_run) == due)
     with hub.transaction() as session:
-        return session.exec(claimed.values(next_run=following)).rowcount == 1
-
-
-def _key(source: Source) -> str:
-    return f"source:{source.id}:"
+        return session.exec(claimed.values(next_run=next_run)).rowcount == 1
 
 
 def _guard(what: str, duty: Callable[[Hub], int], hub: Hub) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,8 +17,11 @@ from modelgrove_hub.registry.attestations import SIGNATURE_FILE
 
 WEIGHT_SUFFIXES = frozenset({".safetensors", ".gguf", ".onnx", ".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 FOLDER_MARKS = ("model_index.json", "adapter_config.json", "config.json")
-_INDEX = "*.safetensors.index.json"
-_SIDECARS = (".md", ".json", ".txt", ".png", ".jpg")
+_INDEX = ".safetensors.index.json"
+_SIDECARS = (
+    ".md", ".json", ".txt", ".png", ".jpg", ".jpeg", ".webp", ".preview.png", ".preview.jpg", ".preview.jpeg",
+    ".preview.webp", ".civitai.info", ".metadata.json", ".cm-info.json",
+)  # fmt: skip
 _DECEIVING = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters, changes of the writing direction, and bytes that are no UTF-8."""
 _FILE, _FOLDER, _MISSING = "a file", "a folder", "not there"
@@ -39,6 +44,27 @@ class Found:
     """Why it is not even opened; empty for everything else."""
     signature: Path | None = None
     """A signature over the files that lies beside them: kept with the model, no part of it."""
+
+    @property
+    def key(self) -> str:
+        """Its path below `top`; "." for `top` itself."""
+        return self.root.relative_to(self.top).as_posix() if self.root.is_relative_to(self.top) else str(self.root)
+
+    @property
+    def stamp(self) -> str:
+        """Changes when a file does (size, time, inode), and not when the model is moved or renamed.
+
+        Raises:
+            OSError: a file is gone since.
+        """
+        whole = self.root not in self.files.values()
+        facts = sorted((path if whole else "", *_facts(file)) for path, file in self.files.items())
+        return hashlib.blake2b(repr(facts).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _facts(file: Path) -> tuple[int, int, int]:
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns, found.st_ino
 
 
 def discover(path: Path) -> Iterator[Found]:
@@ -98,8 +124,11 @@ def _look_into(folder: Path, top: Path, data: set[Path]) -> tuple[list[Found], l
 
     `data` are the files that ONNX graphs keep data in, here and in folders seen before: no models of their own.
     """
-    kinds = {entry: _kind(entry) for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")}
-    below = [entry for entry, kind in kinds.items() if kind == _FOLDER and not entry.is_symlink()]
+    with os.scandir(folder) as entries:
+        seen = sorted((entry.name, entry) for entry in entries if not entry.name.startswith("."))
+    kinds = {folder / name: _kind_of(entry) for name, entry in seen}
+    linked = {folder / name for name, entry in seen if entry.is_symlink()}
+    below = [entry for entry, kind in kinds.items() if kind == _FOLDER and entry not in linked]
     for graph in (entry for entry, kind in kinds.items() if kind == _FILE):
         data.update(data_of(graph).values())
     called = [entry for entry in kinds if entry.suffix in WEIGHT_SUFFIXES and entry not in {*below, *data}]
@@ -109,12 +138,16 @@ def _look_into(folder: Path, top: Path, data: set[Path]) -> tuple[list[Found], l
         for entry in called
         if kinds[entry] != _FILE
     ]
-    if _is_model_folder(folder, weights):
+    if _is_model_folder(folder, weights, kinds):
         parts = files_below(folder)
         refused = next((reason for path in parts.values() if (reason := _fault(path, top))), "")
         signature = parts.pop(SIGNATURE_FILE, None)
         return [*odd, Found(folder, parts, _name(folder, top), top, refused, signature)], []
-    alone = [_single(weight, _name(weight.with_suffix(""), top), top, _fault(weight, top)) for weight in weights]
+    plain = {entry for entry, kind in kinds.items() if kind == _FILE and entry not in linked}
+    alone = [
+        _single(weight, _name(weight.with_suffix(""), top), top, _fault(weight, top, plain), plain)
+        for weight in weights
+    ]
     if len(alone) == 1 and kinds.get(folder / SIGNATURE_FILE) == _FILE and not alone[0].refused:
         alone = [replace(alone[0], signature=folder / SIGNATURE_FILE, refused=_fault(folder / SIGNATURE_FILE, top))]
     return [*odd, *alone], below
@@ -131,38 +164,56 @@ def _kind(path: Path) -> str:
     return next((name for fits, name in _KINDS if fits(mode)), "not a regular file")
 
 
+def _kind_of(entry: os.DirEntry[str]) -> str:
+    # What the directory says of its entries saves asking each of a hundred thousand files.
+    if entry.is_symlink():
+        return _kind(Path(entry.path))
+    if entry.is_file(follow_symlinks=False):
+        return _FILE
+    return _FOLDER if entry.is_dir(follow_symlinks=False) else _kind(Path(entry.path))
+
+
 def _oddity(path: Path, kind: str) -> str:
     return f"a link to {kind}" if path.is_symlink() else kind
 
 
-def _is_model_folder(folder: Path, weights: list[Path]) -> bool:
-    if (folder / "model_index.json").is_file():
+def _is_model_folder(folder: Path, weights: list[Path], kinds: Mapping[Path, str]) -> bool:
+    if kinds.get(folder / "model_index.json") == _FILE:
         return True
-    marked = any((folder / mark).is_file() for mark in FOLDER_MARKS) or any(folder.glob(_INDEX))
+    if not weights:
+        return False
+    marked = any(kinds.get(folder / mark) == _FILE for mark in FOLDER_MARKS)
+    if marked or any(entry.name.endswith(_INDEX) for entry in kinds):
+        return True
     # A card beside a single weight file makes the folder the model, as on a hub; not when there are more below.
-    carded = len(weights) == 1 and (folder / "README.md").is_file()
-    return bool(weights) and (marked or (carded and not _weights_below(folder)))
+    return len(weights) == 1 and kinds.get(folder / "README.md") == _FILE and not _weights_below(folder)
 
 
 def _weights_below(folder: Path) -> bool:
     return any("/" in path and file.suffix in WEIGHT_SUFFIXES for path, file in files_below(folder).items())
 
 
-def _fault(path: Path, top: Path) -> str:
-    """Why a file is not even opened, or nothing."""
+def _fault(path: Path, top: Path, plain: Container[Path] = ()) -> str:
+    """Why a file is not even opened, or nothing. `plain` are files that are known to be no links."""
     if _DECEIVING.search(str(path)):
         return f"{path}: a name with control characters, or that is not UTF-8: rename it"
+    if path in plain:
+        return ""
     target = path.resolve()
     return "" if target.is_relative_to(top) else f"{path.name} is a link to {target}, outside {top}: ingest that folder"
 
 
-def _single(weight: Path, name: str, top: Path, refused: str = "") -> Found:
+def _single(
+    weight: Path, name: str, top: Path, refused: str = "", plain: Container[Path] | None = None
+) -> Found:  # fmt: skip
+    """One weight file with what lies beside it; `plain` are the regular files there, if they were looked at."""
     data = {} if refused else data_of(weight)
     refused = refused or next((fault for path in data.values() if (fault := _fault(path, top))), "")
     files = {} if refused else {weight.name: weight, **data}
     for suffix in _SIDECARS:
-        sidecar = weight.with_suffix(suffix)
-        if _kind(sidecar) == _FILE and not sidecar.is_symlink():
+        sidecar = weight.with_name(f"{weight.stem}{suffix}")
+        regular = sidecar in plain if plain is not None else _kind(sidecar) == _FILE and not sidecar.is_symlink()
+        if regular:
             files[sidecar.name] = sidecar
     return Found(weight, files, name, top, refused)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-import traceback
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -13,11 +11,11 @@ from pathlib import Path
 
 from sqlmodel import Session, col, select
 
-from modelgrove_hub.errors import DataError, ModelgroveError, NotFoundError, UsageError
+from modelgrove_hub.errors import DataError, NotFoundError, UsageError
 from modelgrove_hub.formats.texts import one_line
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.discover import WEIGHT_SUFFIXES, Found, data_of, discover
-from modelgrove_hub.ingest.prepare import Prepared, prepare
+from modelgrove_hub.ingest.prepare import Prepared, attempt
 from modelgrove_hub.ingest.register import Mode, register, store
 from modelgrove_hub.registry.trees import settle
 from modelgrove_hub.tables import Blob, Model, Revision, RevisionFile, Trust
@@ -102,29 +100,16 @@ def _conversion(hub: Hub, found: Found, model: Model, wanted: bool) -> Iterator[
 def _prepared(fresh: list[Found], workers: int) -> Iterator[tuple[Found, Prepared | str]]:
     if workers <= 1 or len(fresh) < 2 * workers:
         for found in fresh:
-            yield found, _attempt(found)
+            yield found, attempt(found)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         waiting = iter(fresh)
-        pending = [(found, pool.submit(_attempt, found)) for found in islice(waiting, _AHEAD)]
+        pending = [(found, pool.submit(attempt, found)) for found in islice(waiting, _AHEAD)]
         while pending:
             found, future = pending.pop(0)
             yield found, future.result()
-            pending.extend((later, pool.submit(_attempt, later)) for later in islice(waiting, 1))
-
-
-def _attempt(found: Found) -> Prepared | str:
-    try:
-        return prepare(found)
-    except ModelgroveError as error:
-        return str(error)
-    except OSError as error:
-        return f"{found.root}: {error.strerror or error}"
-    except Exception as error:  # noqa: BLE001  (one file must not end the ingestion of thousands)
-        if "MODELGROVE_DEBUG" in os.environ:  # set by --debug; this may be another process
-            traceback.print_exc()
-        return f"{found.root}: not understood, which is a bug of modelgrove: {type(error).__name__}: {error}"
+            pending.extend((later, pool.submit(attempt, later)) for later in islice(waiting, 1))
 
 
 def _known(hub: Hub, found: Found) -> Model | None:

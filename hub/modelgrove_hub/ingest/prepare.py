@@ -5,10 +5,12 @@ This is the costly half of ingestion; it may run in another process.
 
 from __future__ import annotations
 
+import os
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
-from modelgrove_hub.errors import DataError
+from modelgrove_hub.errors import DataError, ModelgroveError
 from modelgrove_hub.formats.card import Card, read_card
 from modelgrove_hub.formats.listing import list_model
 from modelgrove_hub.formats.outputs import Outputs, read_outputs
@@ -61,6 +63,20 @@ def prepare(found: Found) -> Prepared:
             raise DataError(f"{file} changed while it was read: ingest it again when it is complete")
     outputs = read_outputs(found.files, recognition.kind, recognition.family, recognition.parts)
     return Prepared(found, scans, mtimes, recognition, read_card(found.files), outputs)
+
+
+def attempt(found: Found) -> Prepared | str:
+    """The same, with the reason in place of any exception: one file must not end the ingestion of thousands."""
+    try:
+        return prepare(found)
+    except ModelgroveError as error:
+        return str(error)
+    except OSError as error:
+        return f"{found.root}: {error.strerror or error}"
+    except Exception as error:  # noqa: BLE001  (whatever it is, the others go on)
+        if "MODELGROVE_DEBUG" in os.environ:  # set by --debug; this may be another process
+            traceback.print_exc()
+        return f"{found.root}: not understood, which is a bug of modelgrove: {type(error).__name__}: {error}"
 
 
 def scan_file(name: Path, file: Path) -> FileScan:

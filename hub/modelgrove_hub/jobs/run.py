@@ -129,9 +129,18 @@ def _attempt(hub: Hub, job: Job, lease: Lease, folder: Path, on_progress: OnProg
     inputs = _inputs(hub, job)
     with JobContext(inputs, job.idempotency_key, folder, lease, on_progress) as context:
         context.log(f"attempt {job.attempts} of {job.plugin} by {lease.owner}")
-        result = plugin().run(context, params)
+        result = _run(hub, plugin(), context, params)
         _check(plugin, result)
     _complete(hub, job, lease, result, context.out, inputs)
+
+
+def _run(hub: Hub, plugin: Any, context: JobContext, params: Any) -> Result:
+    if plugin.kind != Kind.SOURCE:
+        result: Result = plugin.run(context, params)
+        return result
+    from modelgrove_hub.ingest.sources import run_source
+
+    return run_source(hub, plugin, context, params)
 
 
 def _inputs(hub: Hub, job: Job) -> list[RegisteredModel]:

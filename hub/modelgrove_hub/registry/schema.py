@@ -7,7 +7,7 @@ from sqlalchemy.exc import DBAPIError
 
 from modelgrove_hub.errors import StorageError, UsageError
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration. A test keeps this and the migrations in step."""
 
 _HAS_TABLE = {

@@ -36,6 +36,8 @@ from modelgrove_hub.tables import (
     Revision,
     RevisionFile,
     Sketch,
+    Source,
+    SourceItem,
 )  # fmt: skip
 
 _DERIVED = (Edge, Embedding, Report, Sketch)
@@ -79,11 +81,16 @@ def check(hub: Hub, *, full: bool = False, head: str = START) -> Iterator[Findin
         findings = [*_dangling(session), *_broken_revisions(session), *_broken_log(session, head)]
         blobs = {blob.sha256: blob for blob in session.exec(select(Blob))}
         users = _users(session)
+        gone = _gone(session)
         claims = list(statements(session))
     yield from findings
     stored = {blob.sha256: blob for blob in hub.store}
     for sha256, user in users.items():
         fault = _fault(hub, sha256, blobs.get(sha256), stored, full)
+        place = blobs[sha256].path if sha256 in blobs else None
+        if fault and fault.fix is None and sha256 in gone and place and not Path(place).exists():
+            yield Finding("warning", f"{user}, blob {sha256[:12]}", gone[sha256], "put it back, or `modelgrove rm` it")
+            continue
         if fault and _unchanged(hub, sha256, blobs.get(sha256)):
             yield Finding("warning" if fault.fix else "error", f"{user}, blob {sha256[:12]}", *fault)
     for claim in claims:
@@ -166,6 +173,16 @@ def _users(session: Session) -> dict[str, str]:
         if file.manifest:
             users[file.manifest] = f"{name}: manifest of {file.path}"
     return users
+
+
+def _gone(session: Session) -> dict[str, str]:
+    """Files of models that a source does not have any more, and since when."""
+    query = select(RevisionFile.sha256, SourceItem.key, SourceItem.gone_at, Source.name)
+    query = query.join(Revision, col(Revision.id) == col(RevisionFile.revision_id))
+    query = query.join(SourceItem, col(SourceItem.model_id) == col(Revision.model_id))
+    query = query.join(Source, col(Source.id) == col(SourceItem.source_id))
+    rows = session.exec(query.where(col(SourceItem.gone_at).is_not(None)))
+    return {sha256: f"{key} of source {name} is gone since {at:%Y-%m-%d %H:%M}" for sha256, key, at, name in rows}
 
 
 def _broken_statement(hub: Hub, claim: Statement) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 
 MODULES = (
     "atlas", "experts", "facets", "jobs", "keys", "layers", "lineage", "models", "plugins", "previews", "search",
-    "system", "tokens",
+    "sources", "system", "tokens",
 )  # fmt: skip
 """The modules of this package that hold verbs."""
 _ATTRIBUTE = "__verb__"

@@ -27,7 +27,7 @@ from safetensors.torch import save, save_file
 
 from modelgrove_hub.cli.ingest import ingest
 from modelgrove_hub.hub import Hub
-from modelgrove_hub.ingest import pipeline
+from modelgrove_hub.ingest import pipeline, prepare
 from modelgrove_hub.registry.models import list_models
 from modelgrove_hub.settings import Settings
 from modelgrove_hub.store.fsck import check
@@ -389,17 +389,17 @@ def test_a_file_that_changes_before_it_is_stored_is_refused_and_the_next_one_ing
 ):
     write(folder / "a.safetensors", numbered(700))
     write(folder / "b.safetensors", numbered(701))
-    prepare = pipeline.prepare
+    read = prepare.prepare
 
     def meddle(found: Any) -> Any:
-        made = prepare(found)
+        made = read(found)
         if found.root.name == "a.safetensors":
             write(found.root, numbered(702))
         if found.root.name == "b.safetensors":
             found.root.unlink()
         return made
 
-    monkeypatch.setattr(pipeline, "prepare", meddle)
+    monkeypatch.setattr(prepare, "prepare", meddle)
     said = {Path(item.path).name: item.outcome for item in pipeline.ingest(hub, [folder], mode)}
 
     assert said == {"a.safetensors": "refused", "b.safetensors": "refused", "good.safetensors": "new"}

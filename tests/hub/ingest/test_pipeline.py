@@ -114,7 +114,7 @@ def test_a_copy_in_place_of_a_hard_link_is_sound(home, lora, tmp_path):
 def test_again_is_known_and_not_read(home, lora, tmp_path, monkeypatch):
     lora(tmp_path / "in/cat.safetensors")
     outcomes(home, tmp_path / "in")
-    monkeypatch.setattr("modelgrove_hub.ingest.pipeline.prepare", lambda found: pytest.fail(f"{found.root} was read"))
+    monkeypatch.setattr("modelgrove_hub.ingest.prepare.prepare", lambda found: pytest.fail(f"{found.root} was read"))
     assert outcomes(home, tmp_path / "in")["cat.safetensors"].outcome == "known"
 
 

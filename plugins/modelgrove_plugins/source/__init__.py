@@ -1,0 +1,1 @@
+"""Sources: where models come from, one address kind a file."""

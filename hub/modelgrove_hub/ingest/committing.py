@@ -44,6 +44,12 @@ class StaleError(ConflictError):
     status = 412
 
 
+class NothingThereError(NotFoundError):
+    """There is nothing at the path that a commit is to take away."""
+
+    code = "EntryNotFound"
+
+
 @dataclass(frozen=True)
 class Change:
     """One thing that a commit does to the files: put a blob at a path, or with `sha256` None take away what is there.
@@ -135,7 +141,7 @@ def _changed(before: Mapping[str, str], wanted: Wanted) -> dict[str, str]:
             continue
         gone = [path for path in files if path == change.path or _is_in(path, change.path)]
         if not gone:
-            raise NotFoundError(f"{wanted.model} has nothing at {change.path!r} to delete")
+            raise NothingThereError(f"{wanted.model} has nothing at {change.path!r} to delete")
         for path in gone:
             del files[path]
     if not files and _EMPTY in before:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from modelgrove_hub.errors import ConflictError, DataError, ModelgroveError, NotFoundError, UsageError
+from modelgrove_hub.errors import DataError, ModelgroveError, NotFoundError, UsageError
 from modelgrove_hub.registry.names import check_name
 
 Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -39,12 +40,6 @@ class EntryNotFoundError(NotFoundError):
         self.commit = commit
 
 
-class StaleError(ConflictError):
-    """The branch has moved on since the parent that the caller knows."""
-
-    status = 412
-
-
 class HubRoute(APIRoute):
     """A route whose errors are said as a Hugging Face hub says them."""
 
@@ -60,6 +55,9 @@ class HubRoute(APIRoute):
                 commit = getattr(error, "commit", "")
                 headers = {"X-Repo-Commit": commit} if commit else {}
                 return refusal(_status(error), str(error), getattr(error, "code", ""), **headers)
+            except RequestValidationError as error:
+                places = (f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+                return refusal(400, "; ".join(places))
             except HTTPException as error:
                 return refusal(error.status_code, str(error.detail), **dict(error.headers or {}))
 

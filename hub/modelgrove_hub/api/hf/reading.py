@@ -6,7 +6,7 @@ import json
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import APIRouter, Depends, Form, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from sqlmodel import col, func, select
 
@@ -26,13 +26,14 @@ from modelgrove_hub.tables import Commit, Model, RefKind, Trust
 
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 _MOST_LISTED, _LISTED, _READ, _TREE_PAGE, _COMMITS_PAGE = 1000, 100, 500, 1000, 50
+Place = Annotated[int, Query(ge=0, le=1 << 40)]
 _SORTS = {"createdAt": Model.created_at, "lastModified": Model.updated_at}
 
 
 @router.get("/api/models")
 def list_models(
     request: Request, hub: Reading, search: str = "", author: str = "", sort: str = "", limit: int = _LISTED,
-    cursor: Annotated[int, Query(ge=0)] = 0, full: bool = False, config: bool = False, cardData: bool = False,
+    cursor: Place = 0, full: bool = False, config: bool = False, cardData: bool = False,
     filter: Annotated[list[str], Query()] = [], expand: Annotated[list[str], Query()] = [],  # noqa: A002, B006
     pipeline_tag: str = "", num_parameters: str = "", gated: bool = False, inference: str = "",
     inference_provider: Annotated[list[str], Query()] = [], apps: Annotated[list[str], Query()] = [],  # noqa: B006
@@ -79,7 +80,7 @@ def model_info(
 @router.get("/api/models/{owner}/{name}/tree/{rest:path}")
 def list_tree(
     request: Request, hub: Reading, owner: str, name: str, recursive: bool = False, expand: bool = False,
-    cursor: int = 0, limit: int = _TREE_PAGE,
+    cursor: Place = 0, limit: int = _TREE_PAGE,
 ) -> Response:  # fmt: skip
     """Files and folders of a revision, in or below a folder."""
     revision, *path = parts_after(request, "tree")
@@ -96,12 +97,29 @@ def list_tree(
     return JSONResponse(page, headers={"X-Repo-Commit": repo.commit.id, **_next_page(request, more)})
 
 
+async def _asked_paths(request: Request) -> tuple[list[str], bool]:
+    """Paths and `expand` of a request: a form, as the Python client sends it, or JSON, as others do."""
+    if request.headers.get("content-type", "").startswith("application/json"):
+        try:
+            asked = await request.json()
+            paths, expand = asked["paths"], asked.get("expand", False)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise UsageError("what is asked for is an object with a list of paths") from None
+    else:
+        form = await request.form()
+        paths, expand = form.getlist("paths"), str(form.get("expand", "")).lower() in ("true", "1")
+    paths = [paths] if isinstance(paths, str) else paths
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise UsageError("paths are a list of texts")
+    return paths, bool(expand)
+
+
 @router.post("/api/models/{owner}/{name}/paths-info/{revision:path}")
 def paths_info(
-    hub: Reading, owner: str, name: str, revision: str,
-    paths: Annotated[list[str], Form()] = [], expand: Annotated[bool, Form()] = False,  # noqa: B006
-) -> list[dict[str, Any]]:  # fmt: skip
+    hub: Reading, owner: str, name: str, revision: str, asked: Annotated[tuple[list[str], bool], Depends(_asked_paths)]
+) -> list[dict[str, Any]]:
     """Those of the paths that are there, files and folders."""
+    paths, expand = asked
     with hub.reading() as session:
         repo = find_repo(session, owner, name, revision)
         entries = entries_of(session, repo.revision)
@@ -130,7 +148,7 @@ def list_refs(hub: Reading, owner: str, name: str) -> dict[str, Any]:
 
 @router.get("/api/models/{owner}/{name}/commits/{revision:path}")
 def list_commits(
-    request: Request, hub: Reading, owner: str, name: str, revision: str, p: int = 0, limit: int = _COMMITS_PAGE
+    request: Request, hub: Reading, owner: str, name: str, revision: str, p: Place = 0, limit: int = _COMMITS_PAGE
 ) -> Response:
     """The commits that led to a revision, newest first."""
     with hub.reading() as session:

@@ -17,7 +17,7 @@ from sqlmodel import Session, select
 
 from modelgrove_hub.api.access import Caller, caller_of
 from modelgrove_hub.api.bodies import lines
-from modelgrove_hub.api.hf.answers import HubRoute, refusal
+from modelgrove_hub.api.hf.answers import EntryNotFoundError, HubRoute, refusal
 from modelgrove_hub.api.hf.entries import GITATTRIBUTES, LARGEST_REGULAR, entries_of, is_lfs
 from modelgrove_hub.api.hf.repos import Reading, Repo, Writing, find_model, find_repo
 from modelgrove_hub.api.problems import problem
@@ -36,6 +36,7 @@ from modelgrove_hub.tables import Blob, Model, Ref, RefKind, Trust
 router = APIRouter(route_class=HubRoute, include_in_schema=False)
 Who = Annotated[Caller, Depends(caller_of)]
 _LONGEST_LINE = LARGEST_REGULAR * 4 // 3 + 65536
+_NOT_HELD = ("datasets", "spaces", "kernels", "buckets")
 _MODELS_ONLY = "this hub holds models: it has no {kind}"
 
 
@@ -186,10 +187,15 @@ async def make_commit(
         key, value = _item(line)
         if key == "header":
             header = value
+        elif key == "copyFile":
+            changes.append(_copied(hub, owner, name, value, revision))
         else:
             changes.append(await to_thread.run_sync(partial(_change, hub, key, value)))
     said = Said(_text(header, "summary"), str(header.get("description") or ""), caller.name, revision)
-    wanted = Wanted(model, changes, said, header.get("parentCommit"))
+    parent = header.get("parentCommit")
+    if not isinstance(parent, str | None):
+        raise UsageError("parentCommit is the id of a commit")
+    wanted = Wanted(model, changes, said, parent)
     made = await to_thread.run_sync(partial(commit_changes, hub, wanted))
     url = f"{request.base_url}{model}/commit/{made.id}"
     return {"success": True, "commitOid": made.id, "commitUrl": url, "hookOutput": "", "pullRequestUrl": None}
@@ -254,12 +260,27 @@ def validate_card(content: Annotated[str, Body(embed=True)]) -> dict[str, list[d
     return {"errors": [], "warnings": [{"message": "it has no front matter that can be read: no licence, no tags"}]}
 
 
+@router.get("/api/{kind}")
+@router.get("/api/{kind}/")
+def other_lists(request: Request, kind: str) -> Response:
+    """Lists of what this hub does not hold are empty."""
+    return JSONResponse([]) if kind in _NOT_HELD else not_here(request, kind)
+
+
+@router.api_route("/{kind}/{owner}/{name}/resolve/{rest:path}", methods=["GET", "HEAD"])
+def other_files(request: Request, kind: str) -> Response:
+    """Files of what this hub does not hold."""
+    if kind not in _NOT_HELD:
+        raise HTTPException(404, f"{request.url.path} is not offered by this hub: see docs/hub.md")
+    return refusal(404, _MODELS_ONLY.format(kind=kind), "RepoNotFound")
+
+
 @router.api_route("/api/{kind}/{rest:path}", methods=["GET", "POST", "PUT", "DELETE", "HEAD"])
 def not_here(request: Request, kind: str) -> Response:
     """What a Hugging Face hub also has, and this one has not."""
     if kind == "v1":
         return problem(404, f"{request.method} {request.url.path} is nothing of this API: see {request.base_url}api/v1")
-    if kind in ("datasets", "spaces", "kernels", "buckets"):
+    if kind in _NOT_HELD:
         return refusal(404, _MODELS_ONLY.format(kind=kind), "RepoNotFound")
     return refusal(404, f"{request.method} {request.url.path} is not offered by this hub: see docs/hub.md")
 
@@ -287,7 +308,17 @@ def _change(hub: Hub, key: str, value: dict[str, Any]) -> Change:
         return Change(path, _text(value, "oid"))
     if key in ("deletedFile", "deletedFolder", "deletedEntry"):
         return Change(f"{path.rstrip('/')}/" if key == "deletedFolder" else path, None)
-    raise UsageError(f"a commit cannot {key!a} here: it adds and deletes")
+    raise UsageError(f"a commit cannot {key!a} here: it adds, copies and deletes")
+
+
+def _copied(hub: Hub, owner: str, name: str, value: dict[str, Any], branch: str) -> Change:
+    source, revision = _text(value, "srcPath"), value.get("srcRevision") or branch
+    with hub.reading() as session:
+        repo = find_repo(session, owner, name, str(revision))
+        found = next((entry for entry in entries_of(session, repo.revision) if entry.path == source), None)
+    if found is None:
+        raise EntryNotFoundError(f"{owner}/{name} has no file {source!r} at {revision}")
+    return Change(_text(value, "path"), found.blob.sha256)
 
 
 def _text(value: dict[str, Any], field: str) -> str:

@@ -131,6 +131,30 @@ def test_a_repository_is_duplicated(api):
     api.delete_repo("me/copy")
 
 
+def test_other_kinds_of_repositories_are_none(api):
+    assert list(api.list_datasets()) == list(api.list_spaces()) == []
+    with pytest.raises(RepositoryNotFoundError):
+        hf_hub_download("me/cats", "data.csv", repo_type="dataset")
+    with pytest.raises(RepositoryNotFoundError):
+        api.dataset_info("me/cats")
+
+
+@pytest.mark.parametrize("asked", ["limit=many", "cursor=-1", "cursor=99999999999999999999", "full=perhaps"])
+def test_what_is_no_number_is_refused_with_its_name(api, asked):
+    answer = httpx2.get(f"{api.endpoint}/api/models?{asked}")
+    assert answer.status_code == 400
+    assert asked.partition("=")[0] in answer.headers["x-error-message"]
+
+
+def test_paths_are_asked_for_in_a_form_or_in_json(api):
+    url = f"{api.endpoint}/api/models/me/cats/paths-info/main"
+    asked = {"paths": ["README.md", "nothing"], "expand": True}
+    for answer in (httpx2.post(url, json=asked), httpx2.post(url, data=asked)):
+        assert [(one["path"], "lastCommit" in one) for one in answer.json()] == [("README.md", True)]
+    for wrong in ([], {}, {"paths": [1]}, {"paths": 1}):
+        assert httpx2.post(url, json=wrong).status_code == 400
+
+
 def test_the_sha_of_a_list_is_that_of_main(api):
     """Also where a newer commit of another branch has the same content."""
     before = api.model_info("you/empty").sha

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
+import httpx2
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, constants
-from huggingface_hub.errors import BadRequestError, HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import BadRequestError, HfHubHTTPError, RemoteEntryNotFoundError, RepositoryNotFoundError
 from sqlmodel import select
 
 from modelgrove_hub.registry.models import find, find_revision, latest_revision
@@ -207,3 +209,25 @@ def test_the_hf_command_uploads(api, repo, lora):
     command = [sys.executable, "-m", "huggingface_hub.cli.hf", "upload", repo, str(lora(51)), "up.safetensors"]
     subprocess.run(command, check=True, capture_output=True)
     assert "up.safetensors" in api.list_repo_files(repo)
+
+
+def test_what_is_not_there_is_not_deleted(api, repo):
+    with pytest.raises(RemoteEntryNotFoundError, match="to delete"):
+        api.delete_file("none.txt", repo)
+
+
+def test_a_commit_copies_by_name(api, repo):
+    """The JavaScript client asks for it so; ours sends the hash."""
+    api.upload_file(path_or_fileobj=b"1", path_in_repo="1.txt", repo_id=repo)
+    url = f"{api.endpoint}/api/models/{repo}/commit/main"
+
+    def commit(value, **header):
+        items = [("header", {"summary": "copied", **header}), ("copyFile", value)]
+        lines = (json.dumps({"key": key, "value": item}) for key, item in items)
+        return httpx2.post(url, content="\n".join(lines)).status_code
+
+    assert commit({"path": "2.txt", "srcPath": "1.txt"}) == 200
+    assert {"1.txt", "2.txt"} <= set(api.list_repo_files(repo))
+    assert commit({"path": "3.txt", "srcPath": "none.txt"}) == 404
+    assert commit({"path": "3.txt", "srcPath": "1.txt", "srcRevision": "none"}) == 404
+    assert commit({"path": "3.txt", "srcPath": "1.txt"}, parentCommit=5) == 400

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 
+from anyio import to_thread
 from fastapi import FastAPI
+from sqlmodel import select
 
 from modelgrove_hub.api import operations, rest
 from modelgrove_hub.api.events import Board
@@ -16,14 +21,38 @@ from modelgrove_hub.api.metrics import Metrics
 from modelgrove_hub.api.origins import Origins
 from modelgrove_hub.api.problems import answer_problems
 from modelgrove_hub.api.watching import Watching
+from modelgrove_hub.errors import ModelgroveError
 from modelgrove_hub.hub import Hub
+from modelgrove_hub.tables import Model
 from modelgrove_hub.web.mount import mount_web
 
 LOG = logging.getLogger(__name__)
 _UPLOADS_EACH = 16
+_THREADS = 10
+"""Fewer than the database has connections to give: a request waits for a thread, and never in vain for a connection."""
 _SUMMARY = "A model hub that understands weights."
 _BESIDE = 8 << 20
 """Bytes that a request may have beside the file that it carries."""
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    to_thread.current_default_thread_limiter().total_tokens = _THREADS
+    threading.Thread(target=_warm_up, args=(app.state.hub,), name="warm-up", daemon=True).start()
+    yield
+
+
+def _warm_up(hub: Hub) -> None:
+    """Load what searches need where there is something to find, so that the first one waits for nothing."""
+    try:
+        with hub.reading() as session:
+            if session.exec(select(Model.id).limit(1)).first() is None:
+                return
+        from modelgrove_hub.search.query import search
+
+        search(hub, "warm up", limit=1)
+    except ModelgroveError as error:
+        LOG.warning("search is not ready: %s", error)
 
 
 def create_app(hub: Hub, *, open_to_all: bool) -> FastAPI:
@@ -31,6 +60,7 @@ def create_app(hub: Hub, *, open_to_all: bool) -> FastAPI:
     app = FastAPI(
         title="modelgrove", version=version("modelgrove"), summary=_SUMMARY,
         openapi_url=f"{rest.PREFIX}/openapi.json", docs_url=None, redoc_url=None,
+        lifespan=_lifespan,
     )  # fmt: skip
     config = hub.settings
     app.state.hub, app.state.open = hub, open_to_all

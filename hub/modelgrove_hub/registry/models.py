@@ -119,6 +119,13 @@ def latest_revision(session: Session, model: Model) -> Revision:
     return revision
 
 
+def revisions_shown(session: Session, models: Sequence[Model]) -> dict[int, Revision]:
+    """The latest revision of each of these models, by the model's id: one query, however many there are."""
+    numbers = [model.id for model in models]
+    query = select(Revision).where(col(Revision.model_id).in_(numbers), col(Revision.id).in_(latest_revisions()))
+    return {revision.model_id: revision for revision in session.exec(query)}
+
+
 def list_models(
     session: Session, *, kind: str | None = None, family: str | None = None, adapter_type: str | None = None,
     base: str | None = None, licence: str | None = None, trust: str | None = None, tag: str | None = None,

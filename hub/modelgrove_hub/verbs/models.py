@@ -34,7 +34,8 @@ def list_models(
             tag=tag, trust=trust, limit=limit + 1, after=int(after) if after else None,
         )  # fmt: skip
         shown = found[:limit]
-        items = [ModelFacts.of(model, registry.latest_revision(session, model)) for model in shown]
+        revisions = registry.revisions_shown(session, shown)
+        items = [ModelFacts.of(model, revisions[model.id]) for model in shown if model.id in revisions]
     return Page[ModelFacts](items=items, next=str(shown[-1].id) if len(found) > limit else None)
 
 

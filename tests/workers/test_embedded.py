@@ -1,13 +1,16 @@
 """Workers that are killed and stopped: no job is lost and none is done twice."""
 
 import signal
+import sys
 import time
 
+import httpx2
 import psutil
 import pytest
 
 from modelgrove_hub.jobs import rows
 from modelgrove_hub.settings import Settings
+from modelgrove_migrations.run import upgrade
 from modelgrove_workers.embedded import Lane, core_count, environment
 
 
@@ -76,6 +79,28 @@ def test_workers_of_a_killed_supervisor_finish_their_job_and_leave(live, busy):
     assert psutil.wait_procs(workers, timeout=120)[1] == []
     found = rows.get(live.hub, job.id)
     assert (found.state, found.attempts) == ("done", 1)
+
+
+def test_up_serves_again_after_its_server_was_killed_and_stops_all(tmp_path, waiting):
+    upgrade(Settings(home=tmp_path).database)
+    command = [sys.executable, "-c", "from modelgrove_hub.cli.root import main; main()", "--home", str(tmp_path)]
+    log = tmp_path / "up.log"
+    with log.open("w") as written:
+        process = psutil.Popen([*command, "up", "--port", "0", "--concurrency", "1"], stderr=written)
+    try:
+        waiting(lambda: " at http://" in log.read_text(), "it says where it is")
+        url = log.read_text().partition(" at ")[2].split()[0]
+        answer = httpx2.get(url + "/healthz", timeout=60)  # waits until the server is there
+        assert answer.status_code == 200
+        server = next(one for one in process.children() if "modelgrove_hub.api.server" in one.cmdline())
+        server.kill()
+        assert httpx2.get(url + "/healthz", timeout=60).status_code == 200
+        children = process.children(recursive=True)
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+    assert psutil.wait_procs(children, timeout=60)[1] == []
+    assert log.read_text().endswith("Stopped.\n")
 
 
 def test_threads_are_shared_out_and_the_users_own_choice_is_kept(tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def _read(url: str) -> _Wanted:
         return _Wanted(endpoint, "search", rest, None)
     if first == "collections" and "/" in rest:
         return _Wanted(endpoint, "collection", rest, None)
-    if path and path.count("/") <= 1:
+    if path and path.count("/") <= 1 and first not in ("search", "collections"):
         return _Wanted(endpoint, "model" if rest else "author", path, revision or None)
     raise UsageError(f"{url}: names no author, model, collection or search")
 

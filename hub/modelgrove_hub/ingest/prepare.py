@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import traceback
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from modelgrove_hub.errors import DataError, ModelgroveError
@@ -16,6 +17,7 @@ from modelgrove_hub.formats.listing import list_model
 from modelgrove_hub.formats.outputs import Outputs, read_outputs
 from modelgrove_hub.formats.recognise import Recognition, recognise
 from modelgrove_hub.ingest.discover import Found
+from modelgrove_hub.ingest.sidecars import add_sidecars
 from modelgrove_hub.registry.attestations import MAX_SIGNATURE_BYTES
 from modelgrove_hub.store.dtypes import DTYPES
 from modelgrove_hub.store.manifest import FileScan, TensorRow, scan, scan_bytes
@@ -32,6 +34,8 @@ class Prepared:
     card: Card
     outputs: Outputs | None
     """What the weights of a model of a known family move."""
+    origin: Mapping[str, str] = field(default_factory=dict)
+    """Facts of the card that came from a side-car file, and which."""
 
     @property
     def tensors(self) -> tuple[TensorRow, ...]:
@@ -62,7 +66,8 @@ def prepare(found: Found) -> Prepared:
         if file.stat().st_mtime_ns != mtimes[path]:
             raise DataError(f"{file} changed while it was read: ingest it again when it is complete")
     outputs = read_outputs(found.files, recognition.kind, recognition.family, recognition.parts)
-    return Prepared(found, scans, mtimes, recognition, read_card(found.files), outputs)
+    card, origin = add_sidecars(read_card(found.files), found.files)
+    return Prepared(found, scans, mtimes, recognition, card, outputs, origin)
 
 
 def attempt(found: Found) -> Prepared | str:

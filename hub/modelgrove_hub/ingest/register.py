@@ -127,6 +127,8 @@ def register(
 
 def _summary(prepared: Prepared) -> dict[str, Any]:
     summary = prepared.recognition.summary()
+    if prepared.origin:
+        summary = {**summary, "sidecars": dict(prepared.origin)}
     names = prepared.not_finite
     return {**summary, "not_finite": {"tensors": len(names), "first": names[0]}} if names else summary
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TypeVar
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from typing import Any, TypeVar
 
 from anyio import CapacityLimiter, from_thread, to_thread
-from fastapi import HTTPException, Request
+from fastapi import HTTPException, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.store.shelves import StoredBlob
 
 Result = TypeVar("Result")
 _SIDE_BY_SIDE = 8
+_PATIENCE = 3.0
 _uploads = CapacityLimiter(_SIDE_BY_SIDE)
 """Uploads have threads of their own: slow ones must not keep those that answer everybody else."""
 
@@ -49,6 +53,23 @@ async def with_body(request: Request, most: int, work: Callable[[Iterator[bytes]
             yield chunk
 
     return await to_thread.run_sync(lambda: work(chunks()), limiter=_uploads)
+
+
+async def patiently(work: Coroutine[Any, Any, dict[str, Any]]) -> Response:
+    """The work's result as JSON, behind a space every few seconds: clients hang up on a server that is still for ten.
+
+    What fails after the first of them cannot be said any more: the answer breaks off, and the log tells why.
+    """
+    task = asyncio.ensure_future(work)
+
+    async def waited() -> AsyncIterator[bytes]:
+        while not task.done():
+            yield b" "
+            await asyncio.wait({task}, timeout=_PATIENCE)
+        yield json.dumps(task.result()).encode()
+
+    await asyncio.wait({task}, timeout=_PATIENCE)
+    return JSONResponse(task.result()) if task.done() else StreamingResponse(waited(), media_type="application/json")
 
 
 async def lines(request: Request, most: int) -> AsyncIterator[bytes]:

@@ -14,7 +14,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from modelgrove_hub.api.bodies import keep_body, with_body
+from modelgrove_hub.api.bodies import keep_body, patiently, with_body
 from modelgrove_hub.api.hf.answers import HubRoute
 from modelgrove_hub.api.hf.repos import Writing, find_model
 from modelgrove_hub.api.signed import read_signed, sign
@@ -117,8 +117,12 @@ async def put_together(request: Request, token: str, sent: Completion) -> Respon
     oid, size = _said(hub, token, "parts")
     if oid != sent.oid:
         raise HTTPException(403, "this address is another file's")
-    await to_thread.run_sync(partial(_join, hub, oid, int(size)))
-    return _json({"oid": oid, "size": int(size)})
+
+    async def joined() -> dict[str, Any]:
+        await to_thread.run_sync(partial(_join, hub, oid, int(size)))
+        return {"oid": oid, "size": int(size)}
+
+    return await patiently(joined())
 
 
 @router.post("/api/lfs/verify/{token}")

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from sqlmodel import Session, select
 
 from modelgrove_hub.api.access import Caller, caller_of
-from modelgrove_hub.api.bodies import lines
+from modelgrove_hub.api.bodies import lines, patiently
 from modelgrove_hub.api.hf.answers import EntryNotFoundError, HubRoute, refusal
 from modelgrove_hub.api.hf.entries import GITATTRIBUTES, LARGEST_REGULAR, entries_of, is_lfs
 from modelgrove_hub.api.hf.repos import Reading, Repo, Writing, find_model, find_repo
@@ -175,7 +175,7 @@ def preupload(hub: Reading, owner: str, name: str, revision: str, wanted: Preupl
 @router.post("/api/models/{owner}/{name}/commit/{revision:path}")
 async def make_commit(
     request: Request, hub: Writing, caller: Who, owner: str, name: str, revision: str, create_pr: str = ""
-) -> dict[str, Any]:
+) -> Response:
     """Commit what the body's lines say: a header, then files and deletions."""
     if create_pr:
         raise HTTPException(403, "there are no pull requests here: commit to a branch of its own instead")
@@ -196,9 +196,13 @@ async def make_commit(
     if not isinstance(parent, str | None):
         raise UsageError("parentCommit is the id of a commit")
     wanted = Wanted(model, changes, said, parent)
-    made = await to_thread.run_sync(partial(commit_changes, hub, wanted))
-    url = f"{request.base_url}{model}/commit/{made.id}"
-    return {"success": True, "commitOid": made.id, "commitUrl": url, "hookOutput": "", "pullRequestUrl": None}
+
+    async def made() -> dict[str, Any]:
+        done = await to_thread.run_sync(partial(commit_changes, hub, wanted))
+        url = f"{request.base_url}{model}/commit/{done.id}"
+        return {"success": True, "commitOid": done.id, "commitUrl": url, "hookOutput": "", "pullRequestUrl": None}
+
+    return await patiently(made())
 
 
 @router.post("/api/models/{owner}/{name}/super-squash/{branch:path}")

@@ -46,11 +46,11 @@ def test_no_answer_names_a_private_model_to_those_without_a_token(server, privat
              f"/{SECRET}/resolve/main/README.md", "/jobs/input000", "/api/v1/search?text=secret-thing"]  # fmt: skip
     said = 0
     for path in (*paths(server), *pages):
-        answer = httpx2.get(server.url + path, headers={"Accept": "text/html"} if path in pages else {})
+        answer = httpx2.get(server.url + path, headers={"Accept": "text/html"} if path in pages else {}, timeout=60)
         body = answer.text.replace(f'"no model {SECRET!r}', "") if answer.status_code >= 400 else answer.text
         assert answer.status_code < 500, (path, answer.text)
         assert "secret-thing" not in body or answer.status_code == 404 or "search" in path, path
-        said += httpx2.get(server.url + path, headers=private).text.count(SECRET) > 0
+        said += httpx2.get(server.url + path, headers=private, timeout=60).text.count(SECRET) > 0
     assert said > 8, "with a token it is there"
 
 

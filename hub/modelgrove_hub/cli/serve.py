@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from modelgrove_hub.settings import Settings
 
 PORT = 8765
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 Command = TypeVar("Command", bound=Callable[..., Any])
 _FILE = click.Path(exists=True, dir_okay=False)
 
@@ -41,6 +43,8 @@ def serve(**options: Any) -> None:
 
     On loopback everybody who reaches it may do everything; on any other address it demands tokens.
     """
+    for name in _THREADS:
+        os.environ.setdefault(name, "1")  # requests run side by side already; read when numpy and torch are imported
     from modelgrove_hub.api import server
 
     hub = open_hub()

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sqlmodel import SQLModel
 
 from modelgrove_hub.hub import Hub
+from modelgrove_hub.registry.commits import Said, commit
 from modelgrove_hub.search.background import Background
 from modelgrove_hub.search.text import SPACE
 from modelgrove_hub.settings import Settings
@@ -48,6 +49,7 @@ def register(hub: Hub) -> Register:
             revision = Revision(model_id=model.id, digest=(name + digest)[:64], summary=summary or {})
             session.add(revision)
             session.flush()
+            commit(session, model, revision, Said())
             return int(revision.id)
 
     return add

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from sqlmodel import select
 
 from modelgrove_hub.errors import NotFoundError, PluginError
+from modelgrove_hub.registry.commits import Said, commit
 from modelgrove_hub.search.embedding import embed_missing, not_embedded
 from modelgrove_hub.search.experts import newest_experts, record_expert, training_inputs
 from modelgrove_hub.search.groups import Group, fits_none, groups
@@ -249,7 +250,10 @@ def test_vectors_of_superseded_revisions_go(hub, teller, fill, make_expert):
     embed_missing(hub)
     with hub.transaction() as session:
         model = session.get(Revision, old).model_id
-        session.add(Revision(model_id=model, digest="newer"))
+        newer = Revision(model_id=model, digest="newer")
+        session.add(newer)
+        session.flush()
+        commit(session, session.get(Model, model), newer, Said())
     embed_missing(hub)
     assert old not in {**vectors(hub), **vectors(hub, "card")}
 

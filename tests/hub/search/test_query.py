@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 from sqlmodel import select
 
 from modelgrove_hub.errors import NotFoundError, UsageError
+from modelgrove_hub.registry.commits import Said, commit
 from modelgrove_hub.search import vectors
 from modelgrove_hub.search.background import load_background
 from modelgrove_hub.search.filters import Filters
@@ -16,7 +17,7 @@ from modelgrove_hub.search.kept import kept_vectors
 from modelgrove_hub.search.query import fuse, looks_like, search, similar
 from modelgrove_hub.search.text import SPACE, embed_texts
 from modelgrove_hub.search.words import words
-from modelgrove_hub.tables import Blob, Embedding, Expert, Revision
+from modelgrove_hub.tables import Blob, Embedding, Expert, Model, Revision
 
 
 @pytest.fixture
@@ -182,7 +183,10 @@ def test_the_answer_says_what_it_did_not_look_at(hub, zoo, register):
 def test_a_superseded_revision_is_not_found(hub, zoo):
     with hub.transaction() as session:
         old = session.get(Revision, 5)
-        session.add(Revision(model_id=old.model_id, digest="newer"))
+        newer = Revision(model_id=old.model_id, digest="newer")
+        session.add(newer)
+        session.flush()
+        commit(session, session.get(Model, old.model_id), newer, Said())
     assert "a/bare0" not in names(search(hub, "a violin"))
 
 

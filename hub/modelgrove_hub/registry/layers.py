@@ -124,7 +124,7 @@ def _change(update: Update, base: Mapping[str, TensorRow]) -> Layer:
     module = _named(update)
     values = update.read()
     norm, rank, effective = _measured(values)
-    shape = update.shape or (tuple(values.shape) if _is_tensor(values) else (0, 0))
+    shape = update.shape or tuple(getattr(values, "shape", (0, 0)))
     weight = base.get(module) or base.get(update.module)
     change = norm / weight.norm if weight is not None and weight.norm else None
     spread = norm / math.sqrt(prod(shape)) if prod(shape) else None
@@ -180,7 +180,3 @@ def _moved(row: TensorRow, base: TensorRow) -> float | None:
 
 def _named(update: Update) -> str:
     return f"{update.component}/{update.module}" if update.component else update.module
-
-
-def _is_tensor(values: Factors | Tensor) -> bool:
-    return hasattr(values, "ndim")

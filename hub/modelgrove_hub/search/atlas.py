@@ -122,7 +122,7 @@ def lay_out(vectors: Floats) -> Floats:
     from sklearn.manifold import TSNE
 
     tsne = TSNE(perplexity=min(30.0, (len(chosen) - 1) / 3), init="pca", random_state=0, max_iter=750)
-    laid = tsne.fit_transform(landmarks).astype(np.float32)
+    laid: NDArray[np.float32] = tsne.fit_transform(landmarks).astype(np.float32)
     if len(chosen) == len(vectors):
         return laid
     places = _between(reduced, landmarks, laid)
@@ -188,9 +188,8 @@ def _read(path: Path) -> _Map | None:
 
 def _told(hub: Hub, held: _Map, *, stale: bool) -> Atlas:
     """The models of the map that are there, as the caller sees the hub."""
-    query = select(Revision.id, Model.name, Model.kind, Model.family, Model.tree).join(
-        Model, col(Model.id) == col(Revision.model_id)
-    )
+    columns: Any = (Revision.id, Model.name, Model.kind, Model.family, Model.tree)
+    query = select(*columns).join(Model, col(Model.id) == col(Revision.model_id))
     with hub.reading() as session:
         rows = {row[0]: row[1:] for row in session.exec(query.where(col(Revision.id).in_(latest_revisions())))}
     there = [place for place, revision in enumerate(held.revisions.tolist()) if revision in rows]

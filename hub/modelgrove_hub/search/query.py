@@ -240,7 +240,8 @@ def _ranked(
 @lru_cache(maxsize=1024)
 def _embedded(text: str, _space: str) -> Vector:
     """A text's vector: the encoder takes a third of a search's time, and people search the same again."""
-    return embed_texts([text])[0]
+    found: Vector = embed_texts([text])[0]
+    return found
 
 
 def _looks(hub: Hub, background: Background, vectors: Mapping[int, Vector]) -> dict[int, tuple[str, ...]]:

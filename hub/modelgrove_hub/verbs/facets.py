@@ -38,5 +38,6 @@ def facets(hub: Hub) -> Facets:
         for name, column in columns.items():
             number = func.count(col(Model.id))
             query = select(column, number).where(column.is_not(None)).group_by(column)
-            counts[name] = dict(session.exec(query.order_by(number.desc(), column).limit(_MOST)).all())
+            rows = session.exec(query.order_by(number.desc(), column).limit(_MOST))
+            counts[name] = {str(value): count for value, count in rows}
     return Facets(models=total, **counts)

@@ -150,4 +150,5 @@ def _shown(job: Job) -> int:
 
 
 def _picture(job: Job) -> str | None:
-    return (job.outputs or {}).get("artefacts", {}).get(PICTURE)
+    found: str | None = (job.outputs or {}).get("artefacts", {}).get(PICTURE)
+    return found

@@ -108,7 +108,7 @@ def _kind(facts: Mapping[str, Any]) -> tuple[str, str, Mapping[str, Any]]:
         return "choice", "text", {"enum": [facts["const"]]}
     known = {"integer": "integer", "number": "number", "string": "text", "boolean": "boolean"}
     if facts.get("type") == "array":
-        items = facts.get("items") or next(iter(facts.get("prefixItems", ())), {})
+        items: dict[str, Any] = facts.get("items") or next(iter(facts.get("prefixItems", ())), {})
         item = known.get(items.get("type", ""), "json" if items.get("type") else "text")
         return "list", "text" if item == "boolean" else item, facts
     return known.get(str(facts.get("type")), "json"), "text", facts

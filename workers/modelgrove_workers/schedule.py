@@ -19,6 +19,7 @@ from modelgrove_hub.jobs.dispatch import publish, publish_due
 from modelgrove_hub.jobs.rows import recover
 from modelgrove_hub.jobs.run import sweep
 from modelgrove_hub.tables import Source, now
+from modelgrove_workers.watch import Watcher
 
 LOG = logging.getLogger(__name__)
 _SECONDS_BETWEEN_TICKS = 1.0
@@ -26,21 +27,24 @@ _TICKS_BETWEEN_SWEEPS = 60
 
 
 class Ticker:
-    """Ticks in a thread from `start` to `stop`."""
+    """Ticks, and watches folders, in threads from `start` to `stop`."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._stop = threading.Event()
+        self._watcher = Watcher(hub)
         self._thread = threading.Thread(target=self._run, name="ticker", daemon=True)
 
     def start(self) -> None:
         """Begin ticking."""
         self._thread.start()
+        self._watcher.start()
 
     def stop(self) -> None:
         """Finish the tick under way, if any."""
         self._stop.set()
         self._thread.join()
+        self._watcher.stop()
 
     def _run(self) -> None:
         ticks = 0

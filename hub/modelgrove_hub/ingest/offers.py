@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field, field_validator
 
 from modelgrove_hub.contracts import Params
+from modelgrove_hub.errors import UsageError
 from modelgrove_hub.ingest.discover import Found
 
 
@@ -67,3 +70,16 @@ def unwanted(offer: Offer, params: SourceParams) -> str:
     if params.licences and offer.found is None and offer.licence not in params.licences:
         return "licences"
     return ""
+
+
+def folder_of(url: str) -> Path:
+    """The folder that a path or file:// address names.
+
+    Raises:
+        UsageError: it is another kind of address, or not absolute.
+    """
+    parts = urlsplit(url)
+    path = Path(unquote(parts.path)) if parts.scheme == "file" else Path(url)
+    if parts.scheme not in ("", "file") or not path.is_absolute():
+        raise UsageError(f"{url}: write an absolute path, as in /srv/models or file:///srv/models")
+    return path

@@ -67,12 +67,14 @@ def run_params(source: Source, **more: Any) -> Mapping[str, Any]:
 def running(session: Session, source: Source) -> Job | None:
     """The source's newest job that has not ended."""
     unfinished = col(Job.state).in_([JobState.QUEUED, JobState.RUNNING])
-    return session.exec(_jobs(source).where(unfinished)).first()
+    found: Job | None = session.exec(_jobs(source).where(unfinished)).first()
+    return found
 
 
 def last_job(session: Session, source: Source) -> Job | None:
     """The source's newest job."""
-    return session.exec(_jobs(source)).first()
+    found: Job | None = session.exec(_jobs(source)).first()
+    return found
 
 
 def _jobs(source: Source) -> Any:

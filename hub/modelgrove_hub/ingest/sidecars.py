@@ -32,7 +32,7 @@ def add_sidecars(card: Card, files: Mapping[str, Path]) -> tuple[Card, dict[str,
     """The card with what it lacks taken from the side-cars, and which file each such fact is from."""
     origin: dict[str, str] = {}
     for name, content in _read(files):
-        said = {
+        said: dict[str, Any] = {
             "text": _text(content, _TEXTS), "tags": _list(content, _TAGS), "prompt": _prompt(content),
             "licence": _line(_first(content, _LICENCES)),
         }  # fmt: skip

@@ -104,11 +104,9 @@ def run_source(hub: Hub, plugin: SourcePlugin, context: Context, params: SourceP
 
 
 def _known(session: Session, source: int) -> dict[str, _Known]:
-    columns = select(
-        SourceItem.key, SourceItem.stamp, SourceItem.model_id, SourceItem.reason, col(SourceItem.gone_at).is_not(None)
-    )
-    rows = session.exec(columns.where(SourceItem.source_id == source))
-    return {key: _Known(stamp, model, reason, gone) for key, stamp, model, reason, gone in rows}
+    columns: Any = (SourceItem.key, SourceItem.stamp, SourceItem.model_id, SourceItem.reason, SourceItem.gone_at)
+    rows = session.exec(select(*columns).where(SourceItem.source_id == source))
+    return {key: _Known(stamp, model, reason, gone is not None) for key, stamp, model, reason, gone in rows}
 
 
 def _take_all(run: _Run, offered: Mapping[str, Offer]) -> None:

@@ -13,11 +13,10 @@ from modelgrove_hub.contracts import Kind
 from modelgrove_hub.errors import ConflictError, NotFoundError, UsageError
 from modelgrove_hub.hub import Hub
 from modelgrove_hub.ingest.runs import following, last_job, run_params, running, start_run
-from modelgrove_hub.jobs import rows
 from modelgrove_hub.jobs.dispatch import publish
 from modelgrove_hub.plugins import check_params, get_plugin
 from modelgrove_hub.registry.events import record
-from modelgrove_hub.tables import Source, SourceItem, now
+from modelgrove_hub.tables import Job, Source, SourceItem, now
 from modelgrove_hub.verbs.facts import Facts, JobFacts
 from modelgrove_hub.verbs.verb import verb
 
@@ -169,7 +168,7 @@ def run_source(hub: Hub, *, name: str, run: Run) -> JobFacts:
     return JobFacts.of(job)
 
 
-def create_run(hub: Hub, name: str, run: Run) -> rows.Job:
+def create_run(hub: Hub, name: str, run: Run) -> Job:
     """The job of a run; no worker is told.
 
     Raises:

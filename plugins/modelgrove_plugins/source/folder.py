@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
 from modelgrove_hub.contracts import API, Context, Kind
 from modelgrove_hub.errors import StorageError, UsageError
 from modelgrove_hub.ingest.discover import discover
-from modelgrove_hub.ingest.offers import Offer, SourceParams
+from modelgrove_hub.ingest.offers import Offer, SourceParams, folder_of
 
 
 class Folder:
@@ -27,7 +26,7 @@ class Folder:
     class Params(SourceParams):
         """Where to look."""
 
-        watch: bool = Field(True, description="Run as soon as something changes in the folder.")
+        watch: bool = Field(True, description="With a schedule: run too when something changes.")
 
     def offers(self, context: Context, params: Params) -> Iterator[Offer]:  # noqa: ARG002
         """Every model at or below the folder; one that is being removed meanwhile is left to the next run."""
@@ -45,16 +44,3 @@ class Folder:
     def fetch(self, context: Context, offer: Offer, params: Params, folder: Path) -> Path:  # noqa: ARG002
         """Never asked: everything is here."""
         raise UsageError(f"{offer.key} lies on this machine")
-
-
-def folder_of(url: str) -> Path:
-    """The folder that a path or file:// address names.
-
-    Raises:
-        UsageError: it is another kind of address, or not absolute.
-    """
-    parts = urlsplit(url)
-    path = Path(unquote(parts.path)) if parts.scheme == "file" else Path(url)
-    if parts.scheme not in ("", "file") or not path.is_absolute():
-        raise UsageError(f"{url}: write an absolute path, as in /srv/models or file:///srv/models")
-    return path

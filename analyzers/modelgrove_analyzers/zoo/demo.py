@@ -193,7 +193,7 @@ def _trace(story: Story, *names: str) -> None:
     story.tell("5. Where everything came from.")
     for name in names:
         facts = story.run("show", name)
-        parents = ", ".join(facts["parents"]) or "nothing that is registered"
+        parents = ", ".join(link["text"] for link in facts["parents"]) or "nothing that is registered"
         click.echo(f"  {facts['name']} comes from {parents}")
     checks = story.run("doctor")
     click.echo(f"  doctor: {sum(check['ok'] for check in checks)} of {len(checks)} checks are fine")

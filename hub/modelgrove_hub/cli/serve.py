@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PORT = 8765
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 Command = TypeVar("Command", bound=Callable[..., Any])
-_FILE = click.Path(exists=True, dir_okay=False)
+_FILE = click.Path(dir_okay=False)
 
 
 def place_options(command: Command) -> Command:

@@ -30,7 +30,7 @@ CLI = [sys.executable, "-c", "from modelgrove_hub.cli.root import main; main()"]
 CAT, WHALE, BASE = "local/cat-54a7d471", "local/whale-fe58a27e", "local/zoo-base"
 HERE = {"basis", "db", "demo", "init", "serve", "sign", "up", "worker"}
 ELSEWHERE = {
-    "completion": "prints a script", "zoo": "makes pictures and models in folders", "token": "test_token.py has it",
+    "completion": "prints a script", "source": "below", "zoo": "makes pictures and models in folders", "token": "test_token.py has it",
     "expert": "below, as it takes a job", "ingest": "below, as it uploads", "export": "below, as it downloads",
     "compress": "below, as it makes a model", "preview": "below", "merge": "below", "mark": "below", "attack": "below",
     "verify": "below", "key": "below", "rm": "below", "analyze": "below", "diff": "below", "copies": "below",
@@ -190,6 +190,15 @@ def test_pictures_are_painted_over_there_and_come_here(over_there, tmp_path):
     out = tmp_path / "cat.png"
     over_there("preview", BASE, "--prompt", "a cat", "--images", "1", "--steps", "1", "--out", str(out))
     assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_sources_are_kept_over_there(over_there, both, tmp_path):
+    (tmp_path / "drop").mkdir()
+    over_there("source", "add", "drop", str(tmp_path / "drop"))
+    here, there = both("source", "ls")
+    assert here.stdout == there.stdout
+    assert "drop" in there.stdout
+    over_there("source", "rm", "drop")
 
 
 def test_marks_are_made_and_found_with_keys_that_stay_over_there(over_there, home):

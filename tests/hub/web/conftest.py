@@ -72,7 +72,7 @@ def own_settings() -> Iterator[None]:
     settings.cache_clear()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium; the tests are skipped loudly where there is none."""
     if not CHROMIUM.exists():

@@ -27,6 +27,8 @@ def api(server, patched, tmp_path_factory) -> HfApi:
     patched.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
     patched.setattr(constants, "HF_HUB_CACHE", str(cache))
     patched.setattr(constants, "HF_XET_CACHE", str(cache / "xet"))
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):  # what other tests' commands set in this process
+        patched.delenv(name, raising=False)
     for name, value in {"HF_ENDPOINT": server.url, "HF_HOME": cache, "HF_XET_CACHE": cache / "xet"}.items():
         patched.setenv(name, str(value))
     return HfApi(endpoint=server.url)

@@ -1,6 +1,7 @@
 """Takes the pictures of the web page that the documentation shows: `python docs/screenshots.py URL`.
 
-URL is of a hub that holds the zoo's sample with an expert fitted, as `modelgrove demo` leaves it. Needs Debian's chromium.
+URL is of a hub that holds the zoo's sample with an expert fitted, as `modelgrove demo` leaves it. It needs Debian's
+chromium.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ def test_it_leaves_pictures_with_their_recipes(told, folder):
 
 def test_it_leaves_a_usable_hub(told, folder):
     done = modelgrove("--home", str(folder / "hub"), "show", "demo/joined", "--json")
-    assert [parent for parent in json.loads(done.stdout)["parents"] if "merge" in parent]
+    assert [parent for parent in json.loads(done.stdout)["parents"] if parent["relation"] == "merge"]
     assert modelgrove("--home", str(folder / "hub"), "fsck").returncode == 0
 
 

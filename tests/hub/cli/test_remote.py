@@ -30,7 +30,8 @@ CLI = [sys.executable, "-c", "from modelgrove_hub.cli.root import main; main()"]
 CAT, WHALE, BASE = "local/cat-54a7d471", "local/whale-fe58a27e", "local/zoo-base"
 HERE = {"basis", "db", "demo", "init", "serve", "sign", "up", "worker"}
 ELSEWHERE = {
-    "completion": "prints a script", "source": "below", "zoo": "makes pictures and models in folders", "token": "test_token.py has it",
+    "completion": "prints a script", "zoo": "makes pictures and models in folders", "token": "test_token.py has it",
+    "source": "below",
     "expert": "below, as it takes a job", "ingest": "below, as it uploads", "export": "below, as it downloads",
     "compress": "below, as it makes a model", "preview": "below", "merge": "below", "mark": "below", "attack": "below",
     "verify": "below", "key": "below", "rm": "below", "analyze": "below", "diff": "below", "copies": "below",

@@ -9,7 +9,7 @@ import numpy as np
 from modelgrove_hub.registry.layers import Layer, Layers, place_of
 from modelgrove_hub.registry.lineage import Node
 from modelgrove_hub.web.family import family_svg
-from modelgrove_hub.web.heat import heat_maps
+from modelgrove_hub.web.heat import heat_maps, measures_of
 from modelgrove_hub.web.rings import rings
 
 EVIL = "<script>alert(1)</script>\"'&"
@@ -38,6 +38,21 @@ def test_rings_of_a_model_without_a_vector_are_its_own():
 
 def layer(module: str, norm: float | None) -> Layer:
     return Layer(module, *place_of(module), (4, 4), norm, norm, None)
+
+
+def test_a_heat_map_has_a_cell_a_layer_and_escapes_names():
+    evil = EVIL.replace("/", "")  # what stands before a slash is a component of its own
+    found = [layer(f"unet/down_blocks.{i}.attn.to_q", float(i)) for i in range(6)] + [layer(f"unet/{evil}", None)]
+    layers = Layers("weights", [*found, layer("codec/one", 1.0)], None, [])
+    assert measures_of(layers) == ["spread", "norm"]
+    (drawn,) = heat_maps(layers, "norm")
+    svg = ET.fromstring(drawn.svg)
+    cells = [node for node in svg if node.tag == "rect"]
+    assert len(cells) == 7
+    opacities = [float(cell.attrib["fill-opacity"]) for cell in cells[:6]]
+    assert opacities == sorted(opacities)
+    assert cells[6].attrib["class"] == "none"
+    assert (drawn.low, drawn.high) == (0.0, 5.0)
 
 
 def test_layers_of_one_norm_are_drawn():

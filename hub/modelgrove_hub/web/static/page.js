@@ -52,7 +52,7 @@ addEventListener("submit", (event) => {
   event.preventDefault();
   root.dataset.theme = theme;
   for (const button of event.target.querySelectorAll("button")) button.setAttribute("aria-pressed", button.value === theme);
-  fetch("/theme", { method: "POST", body: new URLSearchParams({ theme, next: "/" }), redirect: "manual" });
+  fetch("/theme", { method: "POST", body: new URLSearchParams({ theme, next: "/" }), redirect: "manual", keepalive: true });
   dispatchEvent(new Event("themechange"));
 });
 
